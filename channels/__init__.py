@@ -1,0 +1,1 @@
+"""Built-in channels, one module each; found through the entry-point group ``distributor.channels``."""

@@ -1,0 +1,1 @@
+"""How a screen's or a crawl's file reaches its machine."""
