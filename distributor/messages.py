@@ -4,7 +4,7 @@ Inside, things have codes and facts; words are made here and only at the edges (
 for people). They stand in ``assets/locale/zh_CN.toml`` and ``assets/locale/zh_CN.d/*.toml``, all merged:
 
 * ``[error]`` ``[finding]`` ``[reason]``: code -> template. ``{name}`` is replaced by the fact of that name,
-  ``{name|table}`` by the word that ``table`` has for it.
+  ``{name|table}`` by the word that ``table`` has for it; a tuple of errors by their own messages, one a line.
 * ``[state.<entity>]`` and ``[word.<table>]``: key -> word.
 
 Nothing here raises for a missing code, fact, word or file: a message about trouble must not become the trouble.
@@ -64,10 +64,20 @@ class Catalogue:
             name, table = found.groups()
             if name not in facts:
                 return f"{{{name}}}"
-            fact = str(facts[name])
-            return self.word(table, fact) if table else fact
+            fact = facts[name]
+            if isinstance(fact, tuple) and all(isinstance(each, DistributorError) for each in fact):
+                return "\n".join(self.say("error", each.code, each.facts) for each in fact)
+            return self.word(table, str(fact)) if table else str(fact)
 
         return PLACEHOLDER.sub(value, template)
+
+    def say(self, table: str, code: str, facts: Mapping[str, object]) -> str:
+        """The words for a code; without any, a plain sentence that names the code and the facts."""
+        template = self.template(table, code)
+        if template is not None:
+            return self.fill(template, facts)
+        said = "，".join(f"{name}={value}" for name, value in facts.items())
+        return f"（代码 {code} 尚无文字说明{'：' + said if said else ''}）"
 
 
 def load(root: Path) -> Catalogue:
@@ -110,29 +120,21 @@ def catalogue() -> Catalogue:
 
 def explain(error: DistributorError) -> str:
     """What happened, where, and what to do, for the person in front of it. Never raises, never shows ``detail``."""
-    return _say("error", error.code, error.facts)
+    return catalogue().say("error", error.code, error.facts)
 
 
 def explain_finding(code: str, facts: Mapping[str, object], words: str = "") -> str:
     """A channel's or intake's finding in words. A code that the files don't know uses the channel's own ``words``."""
     if words and catalogue().template("finding", code) is None:
         return catalogue().fill(words, facts)
-    return _say("finding", code, facts)
+    return catalogue().say("finding", code, facts)
 
 
 def reason(code: str, /, **facts: object) -> str:
     """Why a delivery stands where it stands, or what a channel's error code means."""
-    return _say("reason", code, facts)
+    return catalogue().say("reason", code, facts)
 
 
 def word(table: str, key: str) -> str:
     """One word: ``word("state.delivery", "live")``, ``word("stage", "first")``. An unknown key is shown as it is."""
     return catalogue().word(table, key)
-
-
-def _say(table: str, code: str, facts: Mapping[str, object]) -> str:
-    template = catalogue().template(table, code)
-    if template is not None:
-        return catalogue().fill(template, facts)
-    said = "，".join(f"{name}={value}" for name, value in facts.items())
-    return f"（代码 {code} 尚无文字说明{'：' + said if said else ''}）"
