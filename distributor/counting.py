@@ -75,7 +75,8 @@ class Line:
 
 def count(happening: Happening, standing: Sequence[Standing]) -> tuple[Line, ...]:
     """The lines that ``happening`` adds, given the story's lines so far. Pure; empty when nothing counts."""
-    if not happening.counts or happening.rehearsal:
+    takes_back = happening.fact in (Fact.WITHDRAWN, Fact.REMOVED)  # what stands is reversed whatever is set now
+    if not takes_back and (not happening.counts or happening.rehearsal):
         return ()
     taken = {line.key for line in standing}
     match happening.fact:

@@ -1,0 +1,1082 @@
+"""All SQL but the reports: transactions, moves, claim and settle, audit, schema.
+
+One transaction per decision. `write()` takes the write lock at once (``BEGIN IMMEDIATE``), `read()` sees a snapshot
+and waits for nobody. Nothing here calls a channel, renders or sleeps. SQLite runs in WAL with ``synchronous=FULL``:
+what was committed survives a power cut.
+"""
+
+import asyncio
+import fcntl
+import os
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
+
+import alembic.command
+import alembic.config
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    and_,
+    case,
+    event,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.sql.elements import ColumnElement
+from sqlmodel import SQLModel
+
+from distributor import counting
+from distributor.channel import Importance, Level, Proof, Receipt
+from distributor.errors import Stale, Unusable
+from distributor.model import (
+    DELIVERY_MOVES,
+    FINAL,
+    NOT_ON,
+    WITHDRAWAL_PRIORITY,
+    Action,
+    Actor,
+    Attempt,
+    AuditLine,
+    Delivery,
+    DeliveryState,
+    Entry,
+    Hold,
+    Lane,
+    LedgerKind,
+    LedgerLine,
+    NewsColumn,
+    NewsLevel,
+    Outlet,
+    OutletGroup,
+    Person,
+    Publication,
+    Reason,
+    ReceiptRow,
+    Rendition,
+    Revision,
+    RevisionState,
+    Story,
+    Unit,
+    Vote,
+    VoteDecision,
+    VotedHash,
+    Week,
+    may_move,
+)  # fmt: skip
+
+Row = TypeVar("Row", bound=SQLModel)
+NEVER = 9  # a lane's priority when nothing waits on it
+
+
+# Inside SQL a column is an expression, not the Python value that SQLModel's types promise.
+D: Any = Delivery
+L: Any = Lane
+R: Any = Revision
+N: Any = Rendition
+V: Any = Vote
+H: Any = VotedHash
+A: Any = Attempt
+LINE: Any = LedgerLine
+RECEIPT: Any = ReceiptRow
+AUDIT: Any = AuditLine
+HOLD: Any = Hold
+WEEK: Any = Week
+
+
+# ── what the machine is handed and hands back ───────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Work:
+    """One claimed delivery, as it was when its lane was leased."""
+
+    delivery_id: int
+    outlet_id: str
+    story_id: str
+    rendition_id: int
+    sha256: str
+    key: str
+    version: int
+    state: DeliveryState
+    reason: Reason
+    importance: Importance
+    go_at: datetime
+    until: datetime | None
+    tries: int
+    broken: int
+    started: bool  # an attempt was started and nobody knows how it ended
+    doubted_at: datetime | None
+    first_live_at: datetime | None
+    waits_for: int | None  # still set: it was released by time, not by what it waited for
+    last: Receipt | None = None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A leased lane and the rows that one call may carry, most urgent first."""
+
+    outlet_id: str
+    token: str
+    until: datetime
+    work: tuple[Work, ...]
+
+
+@dataclass(frozen=True)
+class OnShelf:
+    """One row of a shelf outlet's window."""
+
+    delivery_id: int
+    rendition_id: int
+    key: str
+    version: int
+    importance: Importance
+    first_live_at: datetime
+    live_at: datetime
+    until: datetime | None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How one attempt ended. ``to`` None leaves the state alone."""
+
+    work: Work
+    token: str
+    action: Action
+    outcome: str
+    ended_at: datetime
+    started_at: datetime
+    to: DeliveryState | None = None
+    reason: Reason = Reason.NONE
+    code: str = ""
+    detail: str = ""
+    next_at: datetime | None = None
+    receipt: Receipt | None = None
+    doubt: bool = False  # it may have gone out
+    pause: bool = False  # the outlet is broken
+    hold_until: datetime | None = None  # the outlet asked for a pause
+    keeps_lease: bool = False  # more rows of the same call follow
+
+
+@dataclass(frozen=True)
+class Landing:
+    """What a settlement does to a row, given the state that it has by now."""
+
+    path: tuple[DeliveryState, ...]  # states to walk through; empty: it stays
+    reason: Reason
+    next_at: datetime | None
+    live: bool = False  # a version was proven live
+    off: bool = False
+
+
+def land(state: DeliveryState, settled: Settled, *, was_doubted: bool) -> Landing:
+    """Where a settled attempt takes a row whose state may have been changed by a person meanwhile. Pure."""
+    state_d, proof = DeliveryState, settled.receipt.proof if settled.receipt else None
+    if state == settled.work.state or settled.to is None:
+        to = settled.to
+        if to is None:
+            return Landing((), settled.reason, settled.next_at)
+        path: tuple[DeliveryState, ...] = (to,) if to != state else ()
+        if to is state_d.RECALLED and state in (state_d.LIVE, state_d.ACCEPTED):
+            path = (state_d.RECALLING, to)
+        if to is state_d.IN_DOUBT and state is state_d.LIVE:
+            path = (state_d.RECALLING, to)
+        return Landing(path, settled.reason, settled.next_at, live=to is state_d.LIVE, off=to is state_d.RECALLED)
+    if state is state_d.RECALLING:  # withdrawn while the call was out
+        if proof is Proof.GONE:
+            return Landing((state_d.RECALLED,), Reason.WITHDRAWN, None, off=True)
+        never = settled.to in NOT_ON and proof is None and not was_doubted and not settled.doubt
+        if never:
+            return Landing((state_d.CANCELLED,), Reason.WITHDRAWN, None)
+        return Landing((), Reason.WITHDRAWN, settled.ended_at, live=proof is Proof.LIVE)
+    return Landing((), Reason.NONE, None)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What a settle did to one row, for the log and for whoever waits."""
+
+    delivery_id: int
+    outlet_id: str
+    before: DeliveryState
+    after: DeliveryState
+    applied: bool  # false: the lease was lost; only the receipt was kept
+
+
+# ── schema ──────────────────────────────────────────────────────────────────────────────────────────────────
+def migrate(database: str) -> None:
+    """Bring the schema of ``database`` (a SQLAlchemy URL with a blocking driver) to this version. Idempotent.
+
+    Raises:
+        Unusable: ``database_newer`` (made by a newer version), ``database_refused`` (can't be opened).
+    """
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("sqlalchemy.url", database.replace("%", "%%"))
+    try:
+        alembic.command.upgrade(config, "head")
+    except alembic.util.exc.CommandError as error:
+        raise Unusable("database_newer", detail_of(error)) from error
+    except (OperationalError, sqlite3.Error) as error:
+        raise Unusable("database_refused", why=detail_of(error)) from error
+
+
+def detail_of(error: BaseException) -> str:
+    """The first line of an error's own words."""
+    return str(getattr(error, "orig", None) or error).splitlines()[0][:200]
+
+
+def _sqlite_engine(path: Path, begin: str) -> AsyncEngine:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connect(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves: the driver's own lets two claims take one row
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def approved(story_id: ColumnElement[str], sha256: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a complete chain of votes names those bytes of that story: the guard of every plan and every claim."""
+    signed = (
+        select(R.id)
+        .join(Vote, V.revision_id == R.id)
+        .join(VotedHash, H.vote_id == V.id)
+        .where(
+            H.story_id == story_id,
+            H.sha256 == sha256,
+            V.decision == VoteDecision.APPROVE,
+            R.state == RevisionState.APPROVED,
+        )
+        .group_by(R.id, R.stages_before)
+        .having(
+            or_(
+                func.count(func.distinct(V.stage)) >= R.stages_before,
+                func.max(case((V.supplement, 1), else_=0)) == 1,
+            )
+        )
+    )
+    return exists(signed)
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────
+class Reading:
+    """What a transaction can ask. Rows returned are detached snapshots."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def get(self, kind: type[Row], key: object) -> Row | None:
+        """The row with that primary key, or None."""
+        return await self._session.get(kind, key)
+
+    async def all(self, kind: type[Row], *where: ColumnElement[bool], order: Sequence[Any] = ()) -> list[Row]:
+        """The rows that fit, in ``order`` (primary key if none is given)."""
+        keys = order or tuple(kind.__table__.primary_key.columns)  # type: ignore[attr-defined]
+        found = await self._session.execute(select(kind).where(*where).order_by(*keys))
+        return list(found.scalars())
+
+    async def units(self) -> list[Unit]:
+        return await self.all(Unit)
+
+    async def people(self) -> list[Person]:
+        return await self.all(Person)
+
+    async def columns(self) -> list[NewsColumn]:
+        return await self.all(NewsColumn)
+
+    async def outlets(self) -> list[Outlet]:
+        return await self.all(Outlet)
+
+    async def groups(self) -> list[OutletGroup]:
+        return await self.all(OutletGroup)
+
+    async def stories(self) -> list[Story]:
+        return await self.all(Story, order=(Story.created_at, Story.id))
+
+    async def revisions(self, story_id: str) -> list[Revision]:
+        """Oldest first."""
+        return await self.all(Revision, R.story_id == story_id, order=(R.number,))
+
+    async def renditions(self, revision_id: int) -> list[Rendition]:
+        return await self.all(Rendition, N.revision_id == revision_id, order=(N.channel, N.id))
+
+    async def votes(self, revision_id: int) -> list[Vote]:
+        return await self.all(Vote, V.revision_id == revision_id, order=(V.at, V.id))
+
+    async def approved_hashes(self, story_id: str) -> frozenset[str]:
+        """The hashes of a story's renditions that a complete chain of votes names."""
+        sha256 = N.sha256
+        found = await self._session.execute(
+            select(sha256).where(N.story_id == story_id, sha256.is_not(None), approved(N.story_id, sha256))
+        )
+        return frozenset(value for value in found.scalars() if value)
+
+    async def deliveries(
+        self, *, story_id: str | None = None, outlet_id: str | None = None, publication_id: int | None = None,
+        states: Iterable[DeliveryState] = (),
+    ) -> list[Delivery]:  # fmt: skip
+        """Deliveries that fit every given filter, oldest first."""
+        where = [
+            clause
+            for wanted, clause in (
+                (story_id, D.story_id == story_id),
+                (outlet_id, D.outlet_id == outlet_id),
+                (publication_id, D.publication_id == publication_id),
+            )
+            if wanted is not None
+        ]
+        if chosen := list(states):
+            where.append(D.state.in_(chosen))
+        return await self.all(Delivery, *where)
+
+    async def receipts(self, delivery_ids: Sequence[int]) -> dict[int, list[ReceiptRow]]:
+        """Receipts of each delivery, oldest first."""
+        found: dict[int, list[ReceiptRow]] = {}
+        for row in await self.all(ReceiptRow, RECEIPT.delivery_id.in_(delivery_ids)):
+            found.setdefault(row.delivery_id, []).append(row)
+        return found
+
+    async def attempts(self, delivery_ids: Sequence[int]) -> dict[int, list[Attempt]]:
+        """Attempts of each delivery, oldest first."""
+        found: dict[int, list[Attempt]] = {}
+        for row in await self.all(Attempt, A.delivery_id.in_(delivery_ids)):
+            found.setdefault(row.delivery_id, []).append(row)
+        return found
+
+    async def lanes(self) -> dict[str, Lane]:
+        return {lane.outlet_id: lane for lane in await self.all(Lane)}
+
+    async def standing_hold(self) -> Hold | None:
+        """The hold that stands now, or None."""
+        found = await self.all(Hold, HOLD.lifted_at.is_(None))
+        return found[0] if found else None
+
+    async def audit(self, subject: str | None = None, limit: int = 200) -> list[AuditLine]:
+        """Audit lines, newest first."""
+        query = select(AuditLine).order_by(AUDIT.id.desc()).limit(limit)
+        if subject is not None:
+            query = query.where(AUDIT.subject == subject)
+        return list((await self._session.execute(query)).scalars())
+
+    async def window(self, outlet_id: str, size: int) -> list[OnShelf]:
+        """What a shelf outlet shows by now: its live rows, newest first, at most ``size``."""
+        found = await self._session.execute(
+            select(Delivery, R.importance)
+            .join(Revision, R.id == D.revision_id)
+            .where(D.outlet_id == outlet_id, D.state == DeliveryState.LIVE)
+            .order_by(D.first_live_at.desc(), D.key)
+            .limit(size)
+        )
+        return [
+            OnShelf(
+                row.id, row.rendition_id, row.key, row.version, importance, row.first_live_at, row.live_at, row.until
+            )
+            for row, importance in found
+        ]
+
+    async def next_wake(self, now: datetime) -> datetime | None:
+        """When the machine has something to do next (maybe in the past), or None when nothing is planned."""
+        due = (
+            select(func.min(case((L.lease_until > now, L.lease_until), else_=L.next_at)))
+            .where(L.next_at.is_not(None), L.paused_at.is_(None))
+        )  # fmt: skip
+        if hold := await self.standing_hold():
+            due = due.where(L.outlet_id.in_(select(D.outlet_id).where(_runs_under(hold), D.next_at.is_not(None))))
+        probe = select(func.min(L.probe_at)).where(L.paused_at.is_not(None))
+        times = [(await self._session.execute(query)).scalar() for query in (due, probe)]
+        return min((at for at in times if at is not None), default=None)
+
+    async def paused(self, now: datetime) -> list[Lane]:
+        """Paused lanes whose probe is due."""
+        return await self.all(Lane, L.paused_at.is_not(None), L.probe_at <= now)
+
+
+def _runs_under(hold: Hold) -> ColumnElement[bool]:
+    """What a hold lets through: withdrawals, looking at what was sent, stories named as exceptions."""
+    return or_(
+        D.state.in_((DeliveryState.RECALLING, DeliveryState.ACCEPTED, DeliveryState.LIVE)),
+        D.story_id.in_(hold.except_stories),
+    )
+
+
+def receipt_of(row: ReceiptRow) -> Receipt:
+    """A stored receipt as the channel gave it."""
+    return Receipt(Proof(row.proof), Level(row.level), row.at, row.external_id, row.url, row.evidence)
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────
+class Writing(Reading):
+    """A transaction that changes things; it commits as a whole when its block ends without an error."""
+
+    def __init__(self, session: AsyncSession, now: datetime, timezone: ZoneInfo) -> None:
+        super().__init__(session)
+        self.now = now
+        self._timezone = timezone
+
+    async def add(self, row: Row) -> Row:
+        """Insert one row; its id is set when this returns."""
+        self._session.add(row)
+        await self._session.flush()
+        return row
+
+    async def add_many(self, kind: type[SQLModel], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert many rows in one statement."""
+        if rows:
+            await self._session.execute(insert(kind), list(rows))
+
+    async def put(self, row: SQLModel) -> None:
+        """Insert or replace the row with that primary key."""
+        await self._session.merge(row)
+        await self._session.flush()
+
+    async def _change(self, statement: Any) -> int:
+        result = await self._session.execute(statement, execution_options={"synchronize_session": False})
+        assert isinstance(result, CursorResult)
+        return result.rowcount
+
+    async def audit_line(self, person: str, action: str, subject: str, **facts: Any) -> None:
+        """Append who did what to what."""
+        actor = Actor.PERSON if person else Actor.MACHINE
+        await self._session.execute(
+            insert(AuditLine).values(
+                at=self.now, actor=actor, person_id=person, action=action, subject=subject, facts=facts
+            )
+        )
+
+    async def move(self, row: Row, to: StrEnum, *, person: str, action: str, **values: Any) -> Row:
+        """Take ``row`` to state ``to`` by a person's ``action``; sets ``values`` with it and writes the audit line.
+
+        Raises:
+            Stale: ``moved_meanwhile`` when the table forbids the move from the present state, or somebody was faster.
+        """
+        kind, table = type(to), type(row)
+        key = next(iter(table.__table__.primary_key.columns))  # type: ignore[attr-defined]
+        identity, before = getattr(row, key.name), row.state  # type: ignore[attr-defined]
+        subject = f"{table.__tablename__}:{identity}"
+        if not may_move(kind, before, to, Actor.PERSON):
+            raise Stale(
+                "moved_meanwhile",
+                entity=str(table.__tablename__),
+                name=str(identity),
+                state=str(before),
+                wanted=str(to),
+            )
+        changed = await self._change(
+            update(table).where(key == identity, table.state == before).values(state=to, **values)  # type: ignore[attr-defined]
+        )
+        if not changed:
+            raise Stale(
+                "moved_meanwhile", entity=str(table.__tablename__), name=str(identity), state="?", wanted=str(to)
+            )
+        await self.audit_line(person, action, subject, before=str(before), after=str(to))
+        self._session.expire(row)
+        await self._session.refresh(row)
+        return row
+
+    async def amend(self, row: SQLModel, **values: Any) -> None:
+        """Change columns that are not a state."""
+        assert "state" not in values, "a state changes by a move"
+        table = type(row)
+        key = next(iter(table.__table__.primary_key.columns))  # type: ignore[attr-defined]
+        await self._change(update(table).where(key == getattr(row, key.name)).values(**values))
+        self._session.expire(row)
+        await self._session.refresh(row)
+
+    async def vote(self, vote: Vote, story_id: str, hashes: Iterable[str]) -> Vote:
+        """Store a vote and the bytes that it names.
+
+        Raises:
+            Stale: ``voted_meanwhile`` when the stage was signed, or the person has signed another stage.
+        """
+        try:
+            await self.add(vote)
+        except IntegrityError as error:
+            raise Stale("voted_meanwhile", stage=vote.stage) from error
+        rows = [{"vote_id": vote.id, "sha256": sha256, "story_id": story_id} for sha256 in sorted(set(hashes))]
+        await self.add_many(VotedHash, rows)
+        return vote
+
+    # ── lanes
+    async def rearm(self, outlet_ids: Iterable[str] | None = None) -> None:
+        """Recompute when each lane is due next, after its deliveries changed. None: all of them."""
+        mine = D.outlet_id == L.outlet_id
+        waiting = D.next_at.is_not(None)
+        soonest = select(func.min(D.next_at)).where(mine, waiting).scalar_subquery()
+        due = select(func.min(D.priority)).where(mine, waiting, D.next_at <= self.now).scalar_subquery()
+        first = select(D.priority).where(mine, waiting).order_by(D.next_at).limit(1).scalar_subquery()
+        statement = update(Lane).values(
+            next_at=case((and_(soonest.is_not(None), L.hold_until > soonest), L.hold_until), else_=soonest),
+            priority=func.coalesce(due, first, NEVER),
+        )
+        if outlet_ids is not None:
+            statement = statement.where(L.outlet_id.in_(sorted(set(outlet_ids))))
+        await self._change(statement)
+
+    async def resume(self, outlet_id: str) -> None:
+        """Reopen a paused outlet: its probe succeeded, or a person says so."""
+        await self._change(
+            update(Lane).where(L.outlet_id == outlet_id)
+            .values(paused_at=None, paused_code="", paused_detail="", probe_at=None)
+        )  # fmt: skip
+        await self.rearm([outlet_id])
+
+    async def probe_later(self, outlet_id: str, at: datetime, code: str, detail: str) -> None:
+        """A probe failed: look again at ``at``."""
+        await self._change(
+            update(Lane).where(L.outlet_id == outlet_id, L.paused_at.is_not(None))
+            .values(probe_at=at, paused_code=code, paused_detail=detail[:512])
+        )  # fmt: skip
+
+    async def leased_outlets(self) -> frozenset[str]:
+        """Outlets that a worker is calling now."""
+        found = await self._session.execute(select(L.outlet_id).where(L.lease_until > self.now))
+        return frozenset(found.scalars())
+
+    async def open_attempts(self, delivery_ids: Sequence[int]) -> frozenset[int]:
+        """Deliveries with an attempt that was started and has no known end."""
+        found = await self._session.execute(
+            select(A.delivery_id).where(A.delivery_id.in_(delivery_ids), A.ended_at.is_(None))
+        )
+        return frozenset(found.scalars())
+
+    async def release_leases(self) -> int:
+        """Free every lease: the only dispatcher of this database has just started, so their holders are dead."""
+        freed = await self._change(
+            update(Lane).where(L.lease_token.is_not(None)).values(lease_token=None, lease_until=None)
+        )
+        await self.rearm()
+        return freed
+
+    # ── claim
+    async def claim(self, *, limit: int, lease: timedelta) -> list[Claimed]:
+        """Lease up to ``limit`` due lanes and hand out their due rows, most urgent first."""
+        hold = await self.standing_hold()
+        free = or_(L.lease_until.is_(None), L.lease_until <= self.now)
+        ready = (
+            select(L.outlet_id, L.batch_max)
+            .where(L.next_at <= self.now, free, L.paused_at.is_(None))
+            .order_by(L.priority, L.next_at)
+            .limit(limit)
+        )
+        if hold:
+            through = select(D.outlet_id).where(_runs_under(hold), D.next_at <= self.now)
+            ready = ready.where(L.outlet_id.in_(through))
+        lanes: dict[str, int] = {outlet: batch for outlet, batch in await self._session.execute(ready)}
+        if not lanes:
+            return []
+        token = secrets.token_hex(8)
+        until = self.now + lease
+        await self._change(update(Lane).where(L.outlet_id.in_(lanes)).values(lease_token=token, lease_until=until))
+        rows = await self._due_rows(lanes, hold)
+        claimed = [Claimed(outlet, token, until, tuple(rows[outlet])) for outlet in lanes if outlet in rows]
+        empty = [outlet for outlet in lanes if outlet not in rows]
+        if empty:
+            await self._stop_unapproved(empty)
+            await self._free(empty, token)
+        return claimed
+
+    async def _due_rows(self, lanes: Mapping[str, int], hold: Hold | None) -> dict[str, list[Work]]:
+        place = func.row_number().over(partition_by=D.outlet_id, order_by=(D.priority, D.next_at, D.id)).label("place")
+        due = select(D.id.label("id"), place).where(D.outlet_id.in_(lanes), D.next_at <= self.now)
+        if hold:
+            due = due.where(_runs_under(hold))
+        ranked = due.subquery()
+        # The last guard: bytes that no complete chain of votes names can't leave, whatever planned them.
+        # Taking something back needs no approval.
+        allowed = or_(D.state != DeliveryState.QUEUED, approved(D.story_id, N.sha256))
+        found = await self._session.execute(
+            select(Delivery, N.sha256, R.importance, ranked.c.place)
+            .join(ranked, ranked.c.id == D.id)
+            .join(Rendition, N.id == D.rendition_id)
+            .join(Revision, R.id == D.revision_id)
+            .where(ranked.c.place <= max(lanes.values()), allowed)
+            .order_by(D.outlet_id, ranked.c.place)
+        )
+        picked = [(d, sha, imp) for d, sha, imp, nth in found if nth <= lanes[d.outlet_id]]
+        ids = [d.id for d, _sha, _imp in picked]
+        started = await self.open_attempts(ids)
+        receipts = await self.receipts(ids)
+        rows: dict[str, list[Work]] = {}
+        for d, sha256, importance in picked:
+            last = receipts.get(d.id)
+            rows.setdefault(d.outlet_id, []).append(
+                Work(
+                    delivery_id=d.id, outlet_id=d.outlet_id, story_id=d.story_id, rendition_id=d.rendition_id,
+                    sha256=sha256, key=d.key, version=d.version, state=d.state, reason=d.reason, importance=importance,
+                    go_at=d.go_at, until=d.until, tries=d.tries, broken=d.broken, started=d.id in started,
+                    doubted_at=d.doubted_at, first_live_at=d.first_live_at, waits_for=d.waits_for,
+                    last=receipt_of(last[-1]) if last else None,
+                )
+            )  # fmt: skip
+        return rows
+
+    async def _stop_unapproved(self, outlet_ids: Sequence[str]) -> None:
+        """Rows that the last guard keeps from leaving are stopped and listed, or their lane would spin."""
+        stopped = await self._session.execute(
+            select(D.id)
+            .join(Rendition, N.id == D.rendition_id)
+            .where(
+                D.outlet_id.in_(outlet_ids), D.state == DeliveryState.QUEUED,
+                D.next_at <= self.now, ~approved(D.story_id, N.sha256),
+            )
+        )  # fmt: skip
+        for delivery_id in stopped.scalars().all():
+            await self._step(
+                delivery_id, DeliveryState.QUEUED, DeliveryState.CANCELLED, reason=Reason.UNAPPROVED, next_at=None
+            )
+
+    async def _free(self, outlet_ids: Iterable[str], token: str) -> None:
+        chosen = sorted(set(outlet_ids))
+        await self._change(
+            update(Lane).where(L.outlet_id.in_(chosen), L.lease_token == token)
+            .values(lease_token=None, lease_until=None)
+        )  # fmt: skip
+        await self.rearm(chosen)
+
+    # ── start
+    async def start(self, works: Sequence[tuple[Work, str, Action]]) -> frozenset[int]:
+        """Commit that calls are about to begin; returns the deliveries that may begin.
+
+        A row whose lane was leased to somebody else, or that a person changed since, may not.
+        """
+        ids = [work.delivery_id for work, _token, _action in works]
+        found = await self._session.execute(
+            select(D.id, D.state, L.lease_token).join(Lane, L.outlet_id == D.outlet_id).where(D.id.in_(ids))
+        )
+        present = {row_id: (state, token) for row_id, state, token in found}
+        begun = [
+            (work, token, action)
+            for work, token, action in works
+            if present.get(work.delivery_id) == (work.state, token)
+        ]
+        await self.add_many(
+            Attempt,
+            [
+                {"delivery_id": work.delivery_id, "lease_token": token, "action": action, "started_at": self.now}
+                for work, token, action in begun
+                if not work.started
+            ],
+        )
+        return frozenset(work.delivery_id for work, _token, _action in begun)
+
+    # ── settle
+    async def settle(self, batch: Sequence[Settled]) -> list[Hit]:
+        """Write how attempts ended: states, receipts, attempts and ledger lines, each only under its own lease."""
+        if not batch:
+            return []
+        ids = [settled.work.delivery_id for settled in batch]
+        found = await self._session.execute(
+            select(Delivery, L.lease_token).join(Lane, L.outlet_id == D.outlet_id).where(D.id.in_(ids))
+        )
+        present = {row.id: (row, token) for row, token in found}
+        hits: list[Hit] = []
+        touched: set[str] = set()
+        for settled in batch:
+            row, token = present[settled.work.delivery_id]
+            if settled.receipt is not None:
+                await self._keep(row.id, settled.receipt)
+            if token != settled.token:
+                hits.append(Hit(row.id, row.outlet_id, row.state, row.state, applied=False))
+                continue
+            hits.append(await self._settle_one(row, settled, touched))
+        by_token: dict[str, set[str]] = {}
+        for settled, hit in zip(batch, hits, strict=True):
+            if hit.applied and not settled.keeps_lease:
+                by_token.setdefault(settled.token, set()).add(settled.work.outlet_id)
+        for token, outlets in by_token.items():
+            await self._free(outlets, token)
+        if touched:
+            await self.rearm(touched)
+        return hits
+
+    async def _settle_one(self, row: Delivery, settled: Settled, touched: set[str]) -> Hit:
+        before = row.state
+        landing = land(before, settled, was_doubted=row.doubted_at is not None)
+        assert row.id is not None
+        await self._close_attempts(row.id, settled)
+        values: dict[str, Any] = {
+            "next_at": landing.next_at, "code": settled.code, "detail": settled.detail[:512], "waits_for": None,
+        }  # fmt: skip
+        values["tries"] = 0 if landing.path or settled.outcome in ("live", "accepted", "gone") else row.tries + 1
+        if settled.pause:
+            values |= {"broken": row.broken + 1, "tries": row.tries}
+            await self._pause(row.outlet_id, settled)
+        if landing.reason is not Reason.NONE:
+            values["reason"] = landing.reason
+        if settled.doubt:
+            values["doubted_at"] = row.doubted_at or settled.ended_at
+        elif landing.path and landing.path[-1] is not DeliveryState.IN_DOUBT:
+            values["doubted_at"] = None
+        if receipt := settled.receipt:
+            values |= {
+                "external_id": receipt.external_id or row.external_id,
+                "url": receipt.urls.get(row.key, receipt.url) or row.url,
+                "envelope": {**row.envelope, **receipt.envelope},
+            }
+        if landing.live and row.live_at is None:
+            values |= await self._went_live(row, settled, touched)
+        if landing.off:
+            values["off_at"] = settled.receipt.at if settled.receipt else settled.ended_at
+        state = before
+        for state_after in landing.path[:-1]:
+            await self._step(row.id, state, state_after)
+            state = state_after
+        after = landing.path[-1] if landing.path else state
+        await self._step(row.id, state, after, **values)
+        await self._after(row, after, values, touched)
+        if settled.hold_until is not None:
+            await self._change(update(Lane).where(L.outlet_id == row.outlet_id).values(hold_until=settled.hold_until))
+        return Hit(row.id, row.outlet_id, before, after, applied=True)
+
+    async def _step(self, delivery_id: int, before: DeliveryState, after: DeliveryState, **values: Any) -> None:
+        """One machine's move, checked against the table and conditional on the state it starts from."""
+        if before != after:
+            assert may_move(DeliveryState, before, after, Actor.MACHINE), f"{before} -> {after} is not in the table"
+            values["state"] = after
+        changed = await self._change(update(Delivery).where(D.id == delivery_id, D.state == before).values(**values))
+        assert changed == 1, f"delivery {delivery_id} was not {before} inside its own transaction"
+
+    async def _went_live(self, row: Delivery, settled: Settled, touched: set[str]) -> dict[str, Any]:
+        """A version is live for the first time: the one that it supersedes gives its place, others stop waiting."""
+        assert settled.receipt is not None
+        at, first = settled.receipt.at, row.first_live_at
+        if row.supersedes is not None:
+            earlier = await self.get(Delivery, row.supersedes)
+            assert earlier is not None
+            first = first or earlier.first_live_at
+            if earlier.state is DeliveryState.LIVE:
+                await self._step(
+                    row.supersedes, DeliveryState.LIVE, DeliveryState.REPLACED,
+                    reason=Reason.CORRECTED, off_at=at, next_at=None,
+                )  # fmt: skip
+        touched |= await self._release(row, on_live=True)
+        await self.count(row, counting.Fact.LIVE, at, settled.receipt)
+        return {"live_at": at, "first_live_at": first or at}
+
+    async def _after(self, row: Delivery, after: DeliveryState, values: Mapping[str, Any], touched: set[str]) -> None:
+        if after in FINAL or after is DeliveryState.FAILED:
+            touched |= await self._release(row, on_live=False)
+        if after is DeliveryState.RECALLED and values.get("reason", row.reason) is Reason.WITHDRAWN:
+            await self.count(row, counting.Fact.WITHDRAWN, values["off_at"], None)
+        if after is DeliveryState.REMOVED:
+            await self.count(row, counting.Fact.REMOVED, values.get("off_at") or self.now, None)
+
+    async def _release(self, row: Delivery, *, on_live: bool) -> set[str]:
+        """Let go what waited for ``row``: its correction always; those that hold its permalink once it is live."""
+        waiting = [D.waits_for == row.id, D.state == DeliveryState.QUEUED]
+        if not on_live:
+            waiting.append(D.supersedes == row.id)
+        found = set((await self._session.execute(select(D.outlet_id).where(*waiting))).scalars())
+        if found:
+            await self._change(
+                update(Delivery).where(*waiting)
+                .values(waits_for=None, next_at=case((D.go_at > self.now, D.go_at), else_=self.now))
+            )  # fmt: skip
+        return found
+
+    async def _close_attempts(self, delivery_id: int, settled: Settled) -> None:
+        ended = {
+            "ended_at": settled.ended_at, "outcome": settled.outcome, "code": settled.code,
+            "detail": settled.detail[:512],
+        }  # fmt: skip
+        closed = await self._change(
+            update(Attempt).where(A.delivery_id == delivery_id, A.ended_at.is_(None))
+            .values(**ended)
+        )  # fmt: skip
+        if not closed or settled.work.started:
+            await self._session.execute(
+                insert(Attempt).values(
+                    delivery_id=delivery_id, lease_token=settled.token, action=settled.action,
+                    started_at=settled.started_at, **ended,
+                )
+            )  # fmt: skip
+
+    async def _pause(self, outlet_id: str, settled: Settled) -> None:
+        await self._change(
+            update(Lane).where(L.outlet_id == outlet_id, L.paused_at.is_(None))
+            .values(paused_at=settled.ended_at, paused_code=settled.code, paused_detail=settled.detail[:512],
+                    probe_at=settled.next_at or settled.ended_at)
+        )  # fmt: skip
+
+    async def _keep(self, delivery_id: int, receipt: Receipt) -> None:
+        await self._session.execute(
+            insert(ReceiptRow).values(
+                delivery_id=delivery_id, proof=receipt.proof, level=receipt.level, at=receipt.at, stored_at=self.now,
+                external_id=receipt.external_id, url=receipt.url, evidence=dict(receipt.evidence),
+            )
+        )  # fmt: skip
+
+    # ── a person's evidence, a pushed verdict
+    async def witness(
+        self, row: Delivery, to: DeliveryState, *, person: str, receipt: Receipt | None, action: str,
+        reason: Reason = Reason.RESOLVED, next_at: datetime | None = None, code: str = "",
+    ) -> Delivery:  # fmt: skip
+        """Move a delivery outside a lease on somebody's word (a person's, or a platform's when ``person`` is "").
+
+        Raises:
+            Stale: ``moved_meanwhile``.
+        """
+        before, actor = row.state, Actor.PERSON if person else Actor.MACHINE
+        assert row.id is not None
+        if not may_move(DeliveryState, before, to, actor):
+            raise Stale("moved_meanwhile", entity="delivery", name=row.key, state=str(before), wanted=str(to))
+        values: dict[str, Any] = {"next_at": next_at, "reason": reason, "code": code, "tries": 0, "waits_for": None}
+        if to is not DeliveryState.IN_DOUBT:
+            values["doubted_at"] = None
+        touched = {row.outlet_id}
+        if receipt is not None:
+            await self._keep(row.id, receipt)
+            values |= {"external_id": receipt.external_id or row.external_id, "url": receipt.url or row.url}
+        if to is DeliveryState.LIVE and row.live_at is None:
+            assert receipt is not None, "live needs evidence"
+            settled = Settled(_work_of(row), "", Action.RESOLVE, "live", receipt.at, receipt.at, receipt=receipt)
+            values |= await self._went_live(row, settled, touched)
+        if to in (DeliveryState.RECALLED, DeliveryState.REMOVED):
+            values["off_at"] = receipt.at if receipt else self.now
+            if to is DeliveryState.RECALLED and row.reason in (Reason.WITHDRAWN, Reason.ENDED):
+                values["reason"] = row.reason
+        changed = await self._change(
+            update(Delivery).where(D.id == row.id, D.state == before).values(state=to, **values)
+        )
+        if not changed:
+            raise Stale("moved_meanwhile", entity="delivery", name=row.key, state="?", wanted=str(to))
+        await self._change(
+            update(Attempt).where(A.delivery_id == row.id, A.ended_at.is_(None))
+            .values(ended_at=self.now, outcome="resolved")
+        )  # fmt: skip
+        await self._after(row, to, values, touched)
+        await self.audit_line(person, action, f"delivery:{row.id}", before=str(before), after=str(to), key=row.key)
+        self._session.expire(row)
+        await self._session.refresh(row)
+        await self.rearm(touched)
+        return row
+
+    async def retime(self, publication_id: int, go_at: datetime) -> int:
+        """Move the queued, unleased, never started deliveries of a publication to ``go_at``; returns how many."""
+        leased = select(L.outlet_id).where(L.lease_until > self.now)
+        started = select(A.delivery_id).where(A.ended_at.is_(None))
+        mine = [
+            D.publication_id == publication_id, D.state == DeliveryState.QUEUED,
+            D.outlet_id.not_in(leased), D.id.not_in(started),
+        ]  # fmt: skip
+        outlets = list((await self._session.execute(select(D.outlet_id).where(*mine))).scalars())
+        await self._change(
+            update(Delivery).where(*mine)
+            .values(go_at=go_at, next_at=case((D.waits_for.is_(None), go_at), else_=D.next_at))
+        )  # fmt: skip
+        await self.rearm(outlets)
+        return len(outlets)
+
+    async def recall(
+        self, rows: Sequence[Delivery], *, started: frozenset[int], leased: frozenset[str]
+    ) -> tuple[int, int]:
+        """Take deliveries off for a withdrawal: those that never started are cancelled, the rest go to RECALLING.
+
+        Returns how many of each ``(cancelled, recalling)``. Rows that are off or never went out stay as they are.
+        """
+        state = DeliveryState
+        stop = [r for r in rows if r.state is state.QUEUED and r.id not in started and r.outlet_id not in leased
+                and r.doubted_at is None]  # fmt: skip
+        stopped = {r.id for r in stop}
+        down = [
+            r for r in rows
+            if r.id not in stopped and r.state in (state.QUEUED, state.ACCEPTED, state.LIVE, state.IN_DOUBT)
+        ]  # fmt: skip
+        again = [r for r in rows if r.state is state.RECALLING]  # ended, now withdrawn: counts differ
+        for r in (*stop, *down):
+            target = state.CANCELLED if r.id in stopped else state.RECALLING
+            assert (str(r.state), str(target)) in DELIVERY_MOVES
+            assert may_move(DeliveryState, r.state, target, Actor.PERSON)
+        await self._change(
+            update(Delivery).where(D.id.in_([r.id for r in stop]))
+            .values(state=state.CANCELLED, reason=Reason.WITHDRAWN, next_at=None)
+        )  # fmt: skip
+        await self._change(
+            update(Delivery).where(D.id.in_([r.id for r in (*down, *again)]))
+            .values(state=state.RECALLING, reason=Reason.WITHDRAWN, next_at=self.now, waits_for=None,
+                    priority=WITHDRAWAL_PRIORITY, tries=0)
+        )  # fmt: skip
+        await self.rearm({r.outlet_id for r in rows})
+        return len(stop), len(down) + len(again)
+
+    # ── ledger
+    async def count(self, row: Delivery, fact: counting.Fact, at: datetime, receipt: Receipt | None) -> None:
+        """Append what a fact about a delivery counts."""
+        publication = await self.get(Publication, row.publication_id)
+        outlet = await self.get(Outlet, row.outlet_id)
+        assert publication is not None
+        assert outlet is not None
+        planner = await self.get(Person, publication.planned_by)
+        happening = counting.Happening(
+            fact=fact, story=row.story_id, episode=row.episode, at=at, unit=outlet.unit, outlet=outlet.id,
+            origin=publication.origin, planner_unit=planner.unit if planner else "", counts=outlet.counts,
+            rehearsal=publication.rehearsal, level=outlet.level,
+        )  # fmt: skip
+        evidence: dict[str, Any] = {"delivery": row.key, "version": row.version}
+        if receipt is not None:
+            evidence |= {
+                "proof": receipt.proof, "receipt_level": receipt.level, "url": receipt.urls.get(row.key, receipt.url),
+                "external_id": receipt.external_id, "at": receipt.at.isoformat(),
+            }  # fmt: skip
+        await self.append(happening, channel=outlet.channel, delivery_id=row.id, evidence=evidence)
+
+    async def append(
+        self, happening: counting.Happening, *, channel: str, delivery_id: int | None, evidence: Mapping[str, Any]
+    ) -> None:
+        """Append the lines of one happening; counting the same fact twice is impossible (unique key)."""
+        story = await self.get(Story, happening.story)
+        assert story is not None
+        found = await self.all(LedgerLine, LINE.story_id == happening.story, LINE.unit == happening.unit)
+        standing = [
+            counting.Standing(r.key, r.kind, r.entry, r.unit, r.outlet_id, r.episode, r.reason, r.level) for r in found
+        ]
+        lines = counting.count(happening, standing)
+        if not lines:
+            return
+        closed = set((await self._session.execute(select(WEEK.monday))).scalars())
+        day, week = counting.booked_week(happening.at, self._timezone, closed)
+        await self.add_many(
+            LedgerLine,
+            [
+                {
+                    "key": line.key, "kind": LedgerKind(line.kind), "entry": Entry(line.entry), "n": line.n,
+                    "unit": line.unit, "outlet_id": line.outlet, "channel": channel, "column": story.column,
+                    "level": NewsLevel(line.level), "story_id": happening.story, "episode": line.episode,
+                    "delivery_id": delivery_id, "happened_at": happening.at, "local_day": day, "booked_week": week,
+                    "reason": line.reason, "rule": counting.RULE, "evidence": dict(evidence), "created_at": self.now,
+                }
+                for line in lines
+            ],
+        )  # fmt: skip
+
+
+def _work_of(row: Delivery) -> Work:
+    assert row.id is not None
+    return Work(
+        delivery_id=row.id, outlet_id=row.outlet_id, story_id=row.story_id, rendition_id=row.rendition_id, sha256="",
+        key=row.key, version=row.version, state=row.state, reason=row.reason, importance=Importance.NORMAL,
+        go_at=row.go_at, until=row.until, tries=row.tries, broken=row.broken, started=False,
+        doubted_at=row.doubted_at, first_live_at=row.first_live_at, waits_for=row.waits_for,
+    )  # fmt: skip
+
+
+# ── the store ───────────────────────────────────────────────────────────────────────────────────────────────
+class Store:
+    """Opens transactions. Any process may write; one at a time holds the dispatcher lock."""
+
+    def __init__(self, path: Path, clock: Any, timezone: ZoneInfo) -> None:
+        self.path = path
+        self.timezone = timezone
+        self._clock = clock
+        self._writer = _sqlite_engine(path, "BEGIN IMMEDIATE")
+        self._reader = _sqlite_engine(path, "BEGIN")
+        self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
+        self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
+        self._turn = asyncio.Lock()  # writers of this process queue here instead of polling SQLite's lock
+        self._watch: sqlite3.Connection | None = None
+        self._lock_file: int | None = None
+
+    @classmethod
+    async def open(cls, path: Path, clock: Any, timezone: ZoneInfo) -> "Store":
+        """Open the database of one district, bringing its schema up to date.
+
+        Raises:
+            Unusable: the file can't be opened, is no database of ours, or was made by a newer version.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unusable("database_refused", path=str(path), why=error.strerror or str(error)) from error
+        await asyncio.to_thread(migrate, f"sqlite:///{path}")
+        return cls(path, clock, timezone)
+
+    async def close(self) -> None:
+        """Give everything back. Idempotent."""
+        await self._writer.dispose()
+        await self._reader.dispose()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Writing]:
+        """One transaction that may change things; commits when the block ends, else leaves no trace.
+
+        Raises:
+            Unusable: ``database_refused``: locked for too long, disk full, read-only.
+        """
+        async with self._turn:
+            try:
+                async with self._write_session.begin() as session:
+                    yield Writing(session, self._clock.now(), self.timezone)
+            except OperationalError as error:
+                raise Unusable("database_refused", path=str(self.path), why=detail_of(error)) from error
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Reading]:
+        """One consistent snapshot; never waits for a writer."""
+        async with self._read_session.begin() as session:
+            yield Reading(session)
+
+    def changes(self) -> int:
+        """A number that differs when another connection has committed (SQLite's ``data_version``)."""
+        if self._watch is None:
+            self._watch = sqlite3.connect(self.path, check_same_thread=False)
+        return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+
+    def lock_dispatcher(self) -> None:
+        """Take the lock that makes this process the only dispatcher of the file; held until `close` or death.
+
+        Raises:
+            Unusable: ``dispatcher_running`` with the pid that holds it.
+        """
+        lock = self.path.with_suffix(".dispatcher")
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(handle, 32).decode(errors="replace").strip() or "?"
+            os.close(handle)
+            raise Unusable("dispatcher_running", path=str(self.path), pid=holder) from error
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        self._lock_file = handle
+
+    def dispatcher_pid(self) -> int | None:
+        """The process that dispatches now, or None."""
+        lock = self.path.with_suffix(".dispatcher")
+        if not lock.exists():
+            return None
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = os.read(handle, 32).decode(errors="replace").strip()
+            return int(said) if said.isdigit() else 0
+        else:
+            return None
+        finally:
+            os.close(handle)
