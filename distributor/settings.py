@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)  # 0: any free one
     district: Path | None = None  # the district file; None: the command line names it
-    # hosts, host:port or networks (CIDR) that may be called although they are not public addresses
+    # host names, addresses and networks (CIDR) that may be called although they are not public
     outbound_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = ()
     inbound_max_bytes: int = Field(default=1 << 20, ge=1024, le=64 << 20)  # of one message at /in/…
     chains: Chains = Chains()
@@ -355,6 +355,7 @@ class OutletEntry(Entry):
     channel: Code
     title: Title
     counts: bool = True
+    enabled: bool = True  # false: kept with its history, never published to
     level: Literal["own", "district", "city", "province", "central"] = "district"
     groups: tuple[Code, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
