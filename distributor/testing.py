@@ -5,34 +5,67 @@ The kit needs pytest and no plug-in of it: every law is a plain function that ru
 """
 
 import asyncio
+import atexit
+import hashlib
 import html
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)  # fmt: skip
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, asynccontextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
+from functools import cache
+from html.parser import HTMLParser
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 from zoneinfo import ZoneInfo
 
 import aiohttp
-from aiohttp import web
+import pytest
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 
 from distributor.channel import (
     Artefact,
     Channel,
     ChannelConfig,
+    ChannelError,
     Finding,
     Gone,
     GoneReason,
     Importance,
+    Inbound,
+    InDoubt,
     Level,
+    Misconfigured,
     Payload,
+    Permanent,
     Proof,
     Receipt,
     Rendition,
+    Retryable,
     Severity,
     Shelf,
     ShelfItem,
@@ -41,10 +74,13 @@ from distributor.channel import (
     Task,
     Tools,
     Traits,
-)  # fmt: skip
+    Verdict,
+    profile_hash,
+)
 from distributor.clock import SimulatedClock
 from distributor.files import Folder
-from distributor.outlets import asset
+from distributor.messages import catalogue
+from distributor.outlets import ENTRY_POINTS, asset
 
 __all__ = [
     "MORNING", "NASTY", "ChannelContract", "FakeOutletServer", "Fault", "FrozenClock", "Outlet", "Script",
@@ -291,7 +327,9 @@ class FakeOutletServer:
             self.requests.append(seen)
             self._arrivals.notify_all()
         if self._faults and self._faults[0][1](seen):
-            return await self._misbehave(self._faults.popleft()[0], request, handler)
+            with suppress(ClientConnectionResetError):  # the other side has left: that is its right
+                return await self._misbehave(self._faults.popleft()[0], request, handler)
+            return web.Response()
         return await handler(request)
 
     async def _misbehave(
@@ -331,7 +369,9 @@ class FakeOutletServer:
         return response
 
     async def _pause(self, seconds: float) -> None:
-        await asyncio.wait([asyncio.ensure_future(self._closing.wait())], timeout=seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
 
     def _break(self, request: web.Request) -> None:
         if request.transport is not None:
@@ -582,3 +622,919 @@ class ChannelContract:
             story(story="20210816-002", title="关于2021年企业开办补贴申报的通知", kind=StoryKind.NOTICE, byline=""),
             story(story="20210816-003", title="停水通知", text="8月17日8时至18时停水。", importance=Importance.URGENT),
         ]
+
+    def said(self, rendition: Rendition[Any]) -> str:
+        """All that a reader can read in this rendition, in reading order; markup and white space don't matter.
+
+        Override it where words stand only in pictures, or where furniture (page numbers) stands between the lines.
+        """
+        return " ".join(_strings(rendition.payload.model_dump(mode="json")))
+
+    # ── how the laws act ────────────────────────────────────────────────────────────────────────────────────
+    @asynccontextmanager
+    async def outlet(self, folder: Path) -> AsyncIterator[Outlet]:
+        """A fresh outlet of the channel, with its fake outlet server if it calls out; for own tests, too."""
+        if not self.calls_out:
+            yield self._built("", tools(folder))
+            return
+        async with FakeOutletServer(self.app()) as server, no_network() as session:
+            built = self._built(server.url, tools(folder, session))
+            yield replace(built, server=server)
+
+    def _built(self, url: str, lent: Tools) -> Outlet:
+        return Outlet(self.channel(self.channel.Config.model_validate(self.config(url)), lent), lent)
+
+    def _still(self, folder: Path, config: ChannelConfig | None = None) -> Channel[Any, Any]:
+        """A channel for the pure methods: it has no server and no session."""
+        valid = config if config is not None else self.channel.Config.model_validate(self.config(_NOWHERE))
+        return self.channel(valid, tools(folder))
+
+    def _renditions(self, channel: Channel[Any, Any]) -> list[tuple[StoryView, Rendition[Any]]]:
+        made = []
+        for one in self.stories():
+            errors = [found for found in channel.validate(one) if found.severity is Severity.ERROR]
+            assert not errors, f"stories() must be acceptable, but {one.story} is refused: {errors}"
+            made.append((one, channel.adapt(one)))
+        assert made, "stories() gives none"
+        return made
+
+    def _key(self, one: StoryView) -> str:
+        return f"{one.story}:plaza:1"
+
+    async def _publish(
+        self, outlet: Outlet, one: StoryView, rendition: Rendition[Any], *, last: Receipt | None = None
+    ) -> Receipt:
+        """Put one item up (alone on a shelf), let the platform approve it, and give the receipt."""
+        key, version = self._key(one), one.revision
+        if outlet.channel.traits.shelf:
+            receipt = await outlet.channel.show(shelf(item(rendition, key=key, version=version)))
+        else:
+            receipt = await outlet.channel.deliver(task(rendition, key=key, version=version, last=last))
+        if receipt.proof is Proof.ACCEPTED:
+            await self.review(outlet)
+        return receipt
+
+    async def _publish_all(self, outlet: Outlet) -> list[Rendition[Any]]:
+        """All typical stories one after the other; what should be shown then."""
+        made = self._renditions(outlet.channel)
+        if not outlet.channel.traits.shelf:
+            for one, rendition in made:
+                await self._publish(outlet, one, rendition)
+            return [rendition for _, rendition in made]
+        for present in self._shelves(made[: outlet.channel.traits.shelf]):
+            receipt = await outlet.channel.show(present)
+            if receipt.proof is Proof.ACCEPTED:
+                await self.review(outlet)
+        return [rendition for _, rendition in made[: outlet.channel.traits.shelf]]
+
+    def _shelves(self, made: Sequence[tuple[StoryView, Rendition[Any]]]) -> list[Shelf[Any]]:
+        """The shelf as it grows by one item a minute: one changed item each, so that any `batch_max` is kept."""
+        items = [
+            item(rendition, key=self._key(one), published_at=MORNING + timedelta(minutes=at))
+            for at, (one, rendition) in enumerate(made)
+        ]
+        return [shelf(*items[: at + 1], changed=(newest,), now=newest.published_at) for at, newest in enumerate(items)]
+
+    async def _assert_shown(self, outlet: Outlet, expected: Iterable[Rendition[Any]], why: str) -> None:
+        wanted = sorted(_canonical(_seen_part(one.payload.model_dump(mode="json"), self.unseen)) for one in expected)
+        found = sorted(_canonical(_seen_part(one, self.unseen)) for one in await self.shown(outlet))
+        assert found == wanted, why
+
+    async def _require_shelf(self, outlet: Outlet) -> None:
+        if not outlet.channel.traits.shelf:
+            pytest.skip("an item channel has no shelf")
+
+    async def _require_items(self, outlet: Outlet) -> None:
+        if outlet.channel.traits.shelf:
+            pytest.skip("a shelf channel is idempotent by nature; the laws of the shelf apply")
+
+    # ── what it declares ────────────────────────────────────────────────────────────────────────────────────
+    def test_kind_names_the_entry_point(self) -> None:
+        """Outlets name their channel by it, so both names must be one."""
+        kind = self.channel.kind
+        assert re.fullmatch(r"[a-z][a-z0-9_]{0,31}", kind), f"kind {kind!r} must be a lower-case identifier"
+        for point in entry_points(group=ENTRY_POINTS):
+            if point.value == f"{self.channel.__module__}:{self.channel.__qualname__}":
+                assert point.name == kind, f"the entry point is called {point.name!r}, the class {kind!r}"
+
+    def test_what_the_traits_claim_is_implemented(self, tmp_path: Path) -> None:
+        """A shelf channel has `show`; an item channel `deliver`, and `withdraw` and `check` as far as claimed."""
+        channel = self._still(tmp_path)
+        claimed = {"adapt": True, "preview": True, "show": channel.traits.shelf > 0}
+        claimed["deliver"] = channel.traits.shelf == 0
+        claimed["withdraw"] = channel.traits.shelf == 0 and channel.traits.withdraws
+        claimed["check"] = channel.traits.shelf == 0 and channel.traits.checks
+        missing = [name for name, is_claimed in claimed.items() if is_claimed and not self._overrides(name)]
+        assert not missing, f"claimed by the traits but not implemented: {missing}"
+
+    def _overrides(self, name: str) -> bool:
+        return getattr(self.channel, name) is not getattr(Channel, name)
+
+    def test_config_refuses_unknown_keys(self) -> None:
+        """A misspelt key must not be ignored: the operator would believe that it works."""
+        with pytest.raises(ValidationError):
+            self.channel.Config.model_validate(self.config(_NOWHERE) | {"no_such_key_xyz": "1"})
+
+    def test_config_and_payload_are_frozen(self, tmp_path: Path) -> None:
+        """What was validated and what was approved must not change afterwards."""
+        channel = self._still(tmp_path)
+        frozen: list[BaseModel] = [channel.config, *(made.payload for _, made in self._renditions(channel))]
+        for model in frozen:
+            assert type(model).model_config.get("frozen"), f"{type(model).__name__} must be frozen"
+        assert isinstance(frozen[1], self.channel.Payload), "adapt must return the declared Payload"
+
+    # ── the profile ─────────────────────────────────────────────────────────────────────────────────────────
+    def test_profile_fields_exist_in_the_config(self) -> None:
+        unknown = set(self.channel.Config.profile_fields) - set(self.channel.Config.model_fields)
+        assert not unknown, f"profile_fields names no field: {sorted(unknown)}"
+
+    def test_only_profile_fields_shape_a_rendition(self, tmp_path: Path) -> None:
+        """Outlets with equal profile fields share one rendition, so no other field may change it."""
+        channel = self._still(tmp_path)
+        sample = self._renditions(channel)
+        for name in sorted(set(self.channel.Config.model_fields) - set(self.channel.Config.profile_fields)):
+            other = self._still(tmp_path, self._with_another(channel.config, name))
+            assert profile_hash(other) == profile_hash(channel), f"the profile hash depends on {name!r}"
+            for one, rendition in sample:
+                if rendition.sha256 != channel.adapt(one).sha256:
+                    continue  # not deterministic: the business of another law
+                same = other.adapt(one).sha256 == rendition.sha256
+                assert same, f"{name!r} changes the rendition of {one.story}: name it in Config.profile_fields"
+
+    def _with_another(self, config: ChannelConfig, name: str) -> ChannelConfig:
+        raw = self.config(_NOWHERE)
+        annotation = self.channel.Config.model_fields[name].annotation
+        given = [self.other_values[name]] if name in self.other_values else _others(getattr(config, name), annotation)
+        for candidate in given:
+            try:
+                other = self.channel.Config.model_validate(raw | {name: candidate})
+            except ValidationError:
+                continue
+            if getattr(other, name) != getattr(config, name):
+                return other
+        raise AssertionError(f"no other valid value comes to mind for {name!r}: give one in other_values")
+
+    # ── what it makes ───────────────────────────────────────────────────────────────────────────────────────
+    def test_validate_never_raises(self, tmp_path: Path) -> None:
+        channel = self._still(tmp_path)
+        for one in (*self.stories(), *NASTY):
+            with _while(f"validating {one.story}"):
+                channel.validate(one)
+
+    def test_no_error_finding_means_adapt_succeeds(self, tmp_path: Path) -> None:
+        """The editor sees findings before submitting; what they let through must not fail afterwards."""
+        channel = self._still(tmp_path)
+        for one in (*self.stories(), *NASTY):
+            with _while(f"adapting {one.story}, which validate accepted"):
+                _adapted(channel, one)
+
+    def test_findings_have_words(self, tmp_path: Path) -> None:
+        """A code without words in the catalogue and without its own can't be shown to an editor."""
+        channel = self._still(tmp_path)
+        for one in (*self.stories(), *NASTY):
+            made = _adapted(channel, one)
+            for found in (*channel.validate(one), *(made.findings if made else ())):
+                words = found.words or catalogue().template("finding", found.code)
+                assert words, f"finding {found.code!r} has no words"
+                odd = [name for name, fact in found.facts.items() if not isinstance(fact, str | int | float)]
+                assert not odd, f"facts of {found.code!r} must be text or numbers: {odd}"
+
+    def test_validate_and_adapt_are_deterministic(self, tmp_path: Path) -> None:
+        """Twice, by two instances, in two threads: the same findings and the same bytes."""
+        first, second = self._still(tmp_path / "a"), self._still(tmp_path / "b")
+        with ThreadPoolExecutor(max_workers=1) as elsewhere:
+            for one in (*self.stories(), *NASTY):
+                here, there = first.validate(one), elsewhere.submit(second.validate, one).result()
+                assert here == there, f"validate says two things about {one.story}"
+                made = _adapted(first, one)
+                if made is not None:
+                    again = elsewhere.submit(second.adapt, one).result()
+                    same = (made.sha256, made.findings) == (again.sha256, again.findings)
+                    assert same, f"adapt makes two things of {one.story}"
+
+    def test_another_process_makes_the_same(self, tmp_path: Path) -> None:
+        """Another hash seed, time zone, locale and working directory: votes name hashes across restarts and hosts."""
+        channel = self._still(tmp_path)
+        here = _fingerprints(channel, self.stories())
+        if here != _fingerprints(channel, self.stories()):
+            return  # not even here: the business of another law
+        there = _elsewhere(self.channel, self.config(_NOWHERE), self.stories())
+        assert here == there, "another process makes other findings, renditions or previews of the same stories"
+
+    def test_payload_is_storable_as_json(self, tmp_path: Path) -> None:
+        """Stored, read back and shown again, it must be the payload that was approved."""
+        channel = self._still(tmp_path)
+        for one in (*self.stories(), *NASTY):
+            made = _adapted(channel, one)
+            if made is None:
+                continue
+            with _while(f"storing the payload of {one.story}"):
+                stored = made.payload.model_dump_json()
+                assert type(made.payload).model_validate_json(stored) == made.payload
+            names = [file.name for file in made.files]
+            assert len(names) == len(set(names)), f"two files of one name: {names}"
+
+    def test_nothing_is_cut_silently(self, tmp_path: Path) -> None:
+        """Where a short title or text is shown whole, a long one is too, or a finding of its own says so."""
+        channel = self._still(tmp_path)
+        short = story(title="停水", text="明日停水。")
+        base = _adapted(channel, short)
+        if base is None:
+            return
+        shows_title, shows_text = (_squeezed(part) in _squeezed(self.said(base)) for part in (short.title, short.text))
+        assert shows_title or shows_text, "neither title nor text is found in the payload: override said()"
+        known = {found.code for found in (*channel.validate(short), *base.findings)}
+        for count in (12, 60, 400, 3_000):
+            long = "".join(f"第{number}项任务" for number in range(1, count + 1))
+            for name, is_shown in (("title", shows_title), ("text", shows_text)):
+                one = story(**{"title": short.title, "text": short.text, name: long})
+                made = _adapted(channel, one)
+                if not is_shown or made is None or long in _squeezed(self.said(made)):
+                    continue
+                news = {found.code for found in (*channel.validate(one), *made.findings)} - known
+                assert news, f"a {name} of {len(long)} characters lost some of them, and no finding says so"
+
+    def test_preview_escapes_what_people_wrote(self, tmp_path: Path) -> None:
+        """A preview is shown inside the console: a title must not become a script there."""
+        channel = self._still(tmp_path)
+        for evil in _EVIL:
+            one = story(
+                title=evil, text=evil, html=f"<p>{html.escape(evil)}</p>", byline=evil, source=evil, summary=evil,
+                short_title=evil, column_name=evil, unit_name=evil, keywords=(evil,), correction_note=evil,
+                source_url="javascript:alert(1)", own_text={channel.kind: evil},
+            )  # fmt: skip
+            made = _adapted(channel, one)
+            if made is None:
+                continue
+            seen = channel.preview(made)
+            assert seen.media_type.partition(";")[0] in _PREVIEW_TYPES, f"a preview can't be {seen.media_type}"
+            assert seen.data, "the preview is empty"
+            if seen.media_type.startswith("text/html"):
+                found = _Active.in_page(seen.data.decode())
+                assert not found, f"the preview of {evil!r} is active: {found}"
+
+    # ── secrets ─────────────────────────────────────────────────────────────────────────────────────────────
+    def test_secrets_never_show(self, tmp_path: Path) -> None:
+        """Not in repr, dump, preview, rendition, receipt, written file, log or error."""
+        raw = _strings(self.config(_NOWHERE))
+        absent = [secret for secret in self.secrets if not any(secret in text for text in raw)]
+        assert not absent, "secrets names strings that config() doesn't contain: the law would prove nothing"
+        config = self.channel.Config.model_validate(self.config(_NOWHERE))
+        kept = {*self.secrets, *(secret for secret in _secret_values(config) if secret)}
+        logged, told = io.StringIO(), io.StringIO()
+        handler = logging.StreamHandler(logged)
+        root = logging.getLogger()
+        level = root.level
+        root.addHandler(handler)
+        root.setLevel(logging.DEBUG)
+        try:
+            with redirect_stdout(logged), redirect_stderr(logged):
+                asyncio.run(self._tell_everything(tmp_path, told))
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(level)
+        files = b"".join(path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file())
+        for secret in kept:
+            assert secret not in told.getvalue(), "a secret shows in a repr, dump, preview, receipt or error"
+            assert secret not in logged.getvalue(), "a secret shows in the log"
+            assert secret.encode() not in files, "a secret stands in a public file"
+
+    async def _tell_everything(self, folder: Path, told: io.StringIO) -> None:
+        """Write down all that a channel lets out, in good days and bad."""
+        async with self.outlet(folder) as outlet:
+            channel = outlet.channel
+            config = channel.config
+            for one, rendition in self._renditions(channel):
+                preview = channel.preview(rendition)
+                print(channel.validate(one), rendition, preview.data.decode("utf-8", "replace"), file=told)
+            print(config, repr(config), config.model_dump(), config.model_dump_json(), channel, file=told)
+            one, rendition = self._renditions(channel)[0]
+            for fault in (None, Fault.answer(401), Fault.answer(400), Fault.answer(500), Trouble.TRUNCATED):
+                if outlet.server is not None and fault is not None:
+                    outlet.server.fault(fault, when=self.publishes)
+                elif fault is not None:
+                    continue
+                for verb in self._verbs(channel):
+                    print(_told(await _outcome(self._call(outlet, verb, one, rendition))), file=told)
+            if outlet.server is not None:
+                await outlet.server.stop()
+                for verb in self._verbs(channel):
+                    print(_told(await _outcome(self._call(outlet, verb, one, rendition))), file=told)
+
+    def _verbs(self, channel: Channel[Any, Any]) -> list[str]:
+        traits = channel.traits
+        if traits.shelf:
+            return ["show"]
+        return ["deliver", *(["check"] if traits.checks else []), *(["withdraw"] if traits.withdraws else [])]
+
+    def _call(
+        self, outlet: Outlet, verb: str, one: StoryView, rendition: Rendition[Any], *, seconds: float = 30.0
+    ) -> Coroutine[Any, Any, Receipt]:
+        if verb == "show":
+            return outlet.channel.show(shelf(item(rendition, key=self._key(one), version=one.revision)))
+        asked = task(rendition, key=self._key(one), version=one.revision, deadline=MORNING + timedelta(seconds=seconds))
+        called: Coroutine[Any, Any, Receipt] = getattr(outlet.channel, verb)(asked)
+        return called
+
+    # ── what it does ────────────────────────────────────────────────────────────────────────────────────────
+    def test_probe_publishes_nothing(self, tmp_path: Path) -> None:
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                await outlet.channel.probe()
+                await self._assert_shown(outlet, [], "after a probe something is shown")
+
+        asyncio.run(law())
+
+    def test_payload_survives(self, tmp_path: Path) -> None:
+        """What the outlet shows, without the envelope, is what was approved: nothing added, nothing lost."""
+
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                expected = await self._publish_all(outlet)
+                await self._assert_shown(outlet, expected, "the outlet doesn't show what was approved")
+
+        asyncio.run(law())
+
+    def test_receipts_are_evidence_within_the_envelope(self, tmp_path: Path) -> None:
+        """Receipts prove what was asked, in aware UTC and JSON, and fill only the declared envelope."""
+
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                one, rendition = self._renditions(outlet.channel)[0]
+                for verb in self._verbs(outlet.channel):
+                    receipt = await self._call(outlet, verb, one, rendition)
+                    if receipt.proof is Proof.ACCEPTED:
+                        await self.review(outlet)
+                    undeclared = set(receipt.envelope) - set(outlet.channel.envelope)
+                    assert not undeclared, f"{verb} fills fields that Channel.envelope doesn't name: {undeclared}"
+                    assert receipt.at.utcoffset() == timedelta(0), f"the time of a receipt of {verb} must be aware UTC"
+                    json.dumps([dict(receipt.evidence), dict(receipt.urls)])
+                    allowed = {"withdraw": {Proof.GONE}, "check": set(Proof)}
+                    proofs = allowed.get(verb, {Proof.LIVE, Proof.ACCEPTED})
+                    assert receipt.proof in proofs, f"{verb} can't prove {receipt.proof}"
+                    assert set(receipt.urls) <= {self._key(one)}, "Receipt.urls must be keyed by item key"
+
+        asyncio.run(law())
+
+    def test_same_token_twice_leaves_one_item(self, tmp_path: Path) -> None:
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                await self._require_items(outlet)
+                if not outlet.channel.traits.idempotent:
+                    pytest.skip("doesn't claim to be idempotent: the core never sends a token twice on a guess")
+                one, rendition = self._renditions(outlet.channel)[0]
+                await self._publish(outlet, one, rendition)
+                await self._publish(outlet, one, rendition)
+                await self._assert_shown(outlet, [rendition], "the same token twice must leave exactly one item")
+
+        asyncio.run(law())
+
+    def test_a_lost_answer_is_never_guessed(self, tmp_path: Path) -> None:
+        """The item went up and the answer was lost: resending leaves one, or `check` finds it, or it is in doubt."""
+
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                await self._require_items(outlet)
+                if outlet.server is None:
+                    pytest.skip("doesn't call out: no answer can be lost")
+                one, rendition = self._renditions(outlet.channel)[0]
+                outlet.server.fault(Trouble.ANSWER_LOST, when=self.publishes)
+                outcome = await _outcome(self._call(outlet, "deliver", one, rendition))
+                await self.review(outlet)
+                if outlet.channel.traits.idempotent:
+                    await self._publish(outlet, one, rendition)
+                    await self._assert_shown(outlet, [rendition], "resending after a lost answer must leave one item")
+                elif outlet.channel.traits.checks:
+                    found = await outlet.channel.check(task(rendition, key=self._key(one), version=one.revision))
+                    assert found.proof is not Proof.GONE, "check doesn't find what went up before the answer was lost"
+                else:
+                    assert _name(outcome) == "in_doubt", f"a lost answer must be in doubt, not {outcome!r}"
+
+        asyncio.run(law())
+
+    def test_correction_replaces_in_place(self, tmp_path: Path) -> None:
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                if not outlet.channel.traits.corrects:
+                    pytest.skip("doesn't claim to correct: the core withdraws and publishes anew")
+                one, rendition = self._renditions(outlet.channel)[0]
+                title, text = f"更{one.title[1:]}", f"更{one.text[1:]}"
+                fresh = story(text=text).html
+                newer = replace(
+                    one, revision=one.revision + 1, title=title, short_title="", text=text, html=fresh, own_text={},
+                    correction_note="更正标题和正文首字",
+                )  # fmt: skip
+                corrected = _adapted(outlet.channel, newer)
+                assert corrected is not None, "the same story with another first letter is refused"
+                receipt = await self._publish(outlet, one, rendition)
+                await self._publish(outlet, newer, corrected, last=receipt)
+                await self._assert_shown(outlet, [corrected], "a correction must stand alone in its item's place")
+
+        asyncio.run(law())
+
+    def test_withdrawing_may_be_repeated(self, tmp_path: Path) -> None:
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                await self._require_items(outlet)
+                if not outlet.channel.traits.withdraws:
+                    pytest.skip("doesn't claim to withdraw: a person does")
+                one, rendition = self._renditions(outlet.channel)[0]
+                receipt = await self._publish(outlet, one, rendition)
+                leaving = task(rendition, key=self._key(one), version=one.revision, last=receipt)
+                for _ in range(2):
+                    assert (await outlet.channel.withdraw(leaving)).proof is Proof.GONE
+                    await self._assert_shown(outlet, [], "after a withdrawal nothing may be shown")
+
+        asyncio.run(law())
+
+    def test_withdrawing_works_without_a_receipt(self, tmp_path: Path) -> None:
+        """The receipt may have been lost with the answer; the item must come down all the same."""
+
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                await self._require_items(outlet)
+                if not outlet.channel.traits.withdraws:
+                    pytest.skip("doesn't claim to withdraw: a person does")
+                one, rendition = self._renditions(outlet.channel)[0]
+                await self._publish(outlet, one, rendition)
+                await outlet.channel.withdraw(task(rendition, key=self._key(one), version=one.revision))
+                await self._assert_shown(outlet, [], "a withdrawal without a receipt left the item up")
+
+        asyncio.run(law())
+
+    def test_check_tells_what_the_outlet_shows(self, tmp_path: Path) -> None:
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                await self._require_items(outlet)
+                if not outlet.channel.traits.checks:
+                    pytest.skip("doesn't claim to check: a person looks")
+                one, rendition = self._renditions(outlet.channel)[0]
+                asked = task(rendition, key=self._key(one), version=one.revision)
+                assert (await outlet.channel.check(asked)).proof is Proof.GONE, "check sees what was never delivered"
+                receipt = await self._publish(outlet, one, rendition)
+                found = await outlet.channel.check(replace(asked, last=receipt))
+                assert found.proof is not Proof.GONE, "check doesn't see what was delivered"
+
+        asyncio.run(law())
+
+    # ── shelves ─────────────────────────────────────────────────────────────────────────────────────────────
+    def test_same_shelf_twice_leaves_the_same_bytes(self, tmp_path: Path) -> None:
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                await self._require_shelf(outlet)
+                made = self._renditions(outlet.channel)[: outlet.channel.traits.shelf]
+                present = self._shelves(made)
+                for growing in present:
+                    await outlet.channel.show(growing)
+                before = _bytes_below(tmp_path)
+                await outlet.channel.show(present[-1])
+                await self._assert_shown(outlet, [one for _, one in made], "the same shelf twice shows other items")
+                assert _bytes_below(tmp_path) == before, "the same shelf twice leaves other bytes"
+
+        asyncio.run(law())
+
+    def test_what_is_gone_leaves_the_shelf(self, tmp_path: Path) -> None:
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                await self._require_shelf(outlet)
+                made = self._renditions(outlet.channel)[: outlet.channel.traits.shelf]
+                full = self._shelves(made)
+                for growing in full:
+                    await outlet.channel.show(growing)
+                later = MORNING + timedelta(hours=1)
+                leaving = next(one for one in full[-1].items if one.key == self._key(made[0][0]))
+                staying = tuple(one for one in full[-1].items if one is not leaving)
+                left = Shelf(items=staying, now=later, gone=(gone(leaving, at=later),))
+                for _ in range(2):
+                    await outlet.channel.show(left)
+                    await self._assert_shown(outlet, [one.rendition for one in staying], "what is gone is still shown")
+
+        asyncio.run(law())
+
+    # ── cancellation ────────────────────────────────────────────────────────────────────────────────────────
+    def test_cancellation_propagates(self, tmp_path: Path) -> None:
+        """The core stops calls at their deadline and at shutdown: swallowing that would hang both."""
+        for ticks in _TICKS:
+            asyncio.run(self._cancel_after(tmp_path / str(ticks), ticks, must_propagate=True))
+
+    def test_cancellation_leaves_no_partial_file(self, tmp_path: Path) -> None:
+        """Whenever a call is cancelled, each file is whole or not there, and no temporary one stays."""
+
+        async def complete() -> None:
+            async with self.outlet(tmp_path / "whole") as outlet:
+                one, rendition = self._renditions(outlet.channel)[0]
+                await self._call(outlet, "show" if outlet.channel.traits.shelf else "deliver", one, rendition)
+
+        asyncio.run(complete())
+        whole = _bytes_below(tmp_path / "whole")
+        for ticks in _TICKS:
+            folder = tmp_path / str(ticks)
+            asyncio.run(self._cancel_after(folder, ticks, must_propagate=False))
+            partial = sorted(name for name, data in _bytes_below(folder).items() if whole.get(name) != data)
+            assert not partial, f"cancelled after {ticks} steps, these files are partial or left behind: {partial}"
+
+    async def _cancel_after(self, folder: Path, ticks: int, *, must_propagate: bool) -> None:
+        """Cancel a publishing call after so many turns of the loop (-1: once the silent outlet has the request)."""
+        async with self.outlet(folder) as outlet:
+            one, rendition = self._renditions(outlet.channel)[0]
+            if ticks < 0:
+                if outlet.server is None:
+                    return
+                outlet.server.fault(Trouble.SILENCE)
+            verb = "show" if outlet.channel.traits.shelf else "deliver"
+            doing = asyncio.ensure_future(self._call(outlet, verb, one, rendition))
+            if ticks < 0 and outlet.server is not None:
+                await outlet.server.arrived()
+            for _ in range(ticks):
+                await _Turn()
+            was_running = doing.cancel()
+            await asyncio.wait([doing], timeout=10)
+            assert doing.done(), f"cancelled after {ticks} steps, {verb} still runs ten seconds later"
+            cancelled = doing.cancelled() or doing.exception() is not None
+            if must_propagate and was_running:
+                assert doing.cancelled(), f"cancelled after {ticks} steps, {verb} swallowed the CancelledError"
+            assert cancelled or doing.result() is not None, f"{verb} returned no receipt"
+
+    # ── the wire ────────────────────────────────────────────────────────────────────────────────────────────
+    def test_probe_of_a_dead_outlet_says_so(self, tmp_path: Path) -> None:
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                if outlet.server is None or not self._overrides("probe"):
+                    pytest.skip("doesn't call out, or has no way to look")
+                await outlet.server.stop()
+                with pytest.raises((Misconfigured, Retryable)):
+                    await outlet.channel.probe()
+
+        asyncio.run(law())
+
+    def test_faults_while_publishing_become_contract_errors(self, tmp_path: Path) -> None:
+        """Each fault of the wire is exactly the error that says what the core must do next."""
+        asyncio.run(self._faults(tmp_path, "show" if self._still(tmp_path).traits.shelf else "deliver"))
+
+    def test_faults_while_withdrawing_become_contract_errors(self, tmp_path: Path) -> None:
+        """As while publishing; 404 and 410 mean that it is gone already."""
+        asyncio.run(self._faults(tmp_path, "withdraw"))
+
+    def test_faults_while_checking_become_contract_errors(self, tmp_path: Path) -> None:
+        """As while publishing; 404 and 410 mean that it is gone."""
+        asyncio.run(self._faults(tmp_path, "check"))
+
+    async def _faults(self, folder: Path, verb: str) -> None:
+        if not self.calls_out:
+            pytest.skip("doesn't call out")
+        if verb not in self._verbs(self._still(folder)):
+            pytest.skip(f"its traits don't claim {verb}")
+        wrong = []
+        for number, row in enumerate(_wire_table(verb, reads_answer=verb in self.reads_answers)):
+            async with self.outlet(folder / str(number)) as outlet:
+                server = outlet.server
+                assert server is not None
+                one, rendition = self._renditions(outlet.channel)[0]
+                if verb in ("withdraw", "check"):
+                    await self._publish(outlet, one, rendition)
+                if row.fault is None:
+                    await server.stop()
+                else:
+                    server.fault(row.fault, when=self.publishes)
+                with _while(f"{verb} met {row.name}"):
+                    waits = row.fault is not None and row.fault.trouble in (Trouble.SILENCE, Trouble.DRIP)
+                    call = self._call(outlet, verb, one, rendition, seconds=0.2 if waits else 30.0)
+                    outcome = await _outcome(call, patience=0.5 if waits else 10.0)
+                if row.fault is not None and server.faults_left:
+                    wrong.append(f"{row.name}: {verb} made no request that publishes() accepts")
+                elif _name(outcome) not in row.expected:
+                    wrong.append(f"{row.name}: {' or '.join(sorted(row.expected))} expected, got {outcome!r}")
+                elif row.after is not None and getattr(outcome, "after", None) != row.after:
+                    wrong.append(f"{row.name}: Retry-After is lost, got after={getattr(outcome, 'after', None)}")
+        assert not wrong, "\n".join([f"{verb} gives wrong errors:", *wrong])
+
+    def test_answers_are_read_up_to_a_cap(self, tmp_path: Path) -> None:
+        """An outlet that answers without end must not fill the memory."""
+
+        async def law() -> None:
+            async with self.outlet(tmp_path) as outlet:
+                if outlet.server is None:
+                    pytest.skip("doesn't call out")
+                one, rendition = self._renditions(outlet.channel)[0]
+                outlet.server.fault(Trouble.HUGE, when=self.publishes)
+                verb = "show" if outlet.channel.traits.shelf else "deliver"
+                await _outcome(self._call(outlet, verb, one, rendition))
+                assert outlet.server.sent_bytes < HUGE_BYTES, f"{verb} read an answer of {HUGE_BYTES} bytes whole"
+
+        asyncio.run(law())
+
+    # ── inbound ─────────────────────────────────────────────────────────────────────────────────────────────
+    def test_receive_refuses_garbage(self, tmp_path: Path) -> None:
+        """Anybody can send anything to an address: a verdict or `Permanent`, never another exception."""
+        channel = self._still(tmp_path)
+        bodies = (b"", b"{", b"null", b"[]", b'{"a":1}', b"\xff\xfe\x00", b"<xml>", b"x" * 100_000, b"\x00")
+        for body in bodies:
+            for headers in ({}, {"content-type": "application/json"}, {"content-type": "text/xml; charset=no-such"}):
+                inbound = Inbound("POST", headers, {"signature": "0", "timestamp": "x"}, body, MORNING)
+                with _while(f"receiving {body[:20]!r}"), suppress(Permanent):
+                    assert all(isinstance(one, Verdict) for one in channel.receive(inbound))
+
+
+# ── how the laws look at things ─────────────────────────────────────────────────────────────────────────────
+_NOWHERE = "http://127.0.0.1:9"  # the discard port: for configurations of outlets that are never called
+_TICKS = (-1, 0, 1, 2, 3, 4, 6, 9, 14, 25)
+_PREVIEW_TYPES = frozenset({"text/html", "text/plain", "image/png"})
+_EVIL = (
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror=alert(1)>",
+    "' onmouseover='alert(1)' x='",
+    "</textarea></title></style><svg onload=alert(1)>",
+)  # fmt: skip
+
+
+class _Turn:
+    """One turn of the event loop."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class _Note(AbstractContextManager[None]):
+    """Says, on whatever exception passes, during what it happened."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            error.add_note(f"while {self._doing}")
+
+
+def _while(doing: str) -> _Note:
+    return _Note(doing)
+
+
+def _adapted(channel: Channel[Any, Any], one: StoryView) -> Rendition[Any] | None:
+    """The rendition, or None where `validate` refuses the story."""
+    if any(found.severity is Severity.ERROR for found in channel.validate(one)):
+        return None
+    return channel.adapt(one)
+
+
+async def _outcome(call: Coroutine[Any, Any, Receipt], *, patience: float = 10.0) -> Receipt | ChannelError:
+    """What the core would see: a receipt, an error of the contract, or, after ``patience`` seconds, a doubt.
+
+    Any other exception, a `TimeoutError` of the channel's own included, passes through: it is a defect.
+    """
+    limit = asyncio.timeout(patience)
+    try:
+        async with limit:
+            return await call
+    except ChannelError as error:
+        return error
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        return InDoubt("silence")
+
+
+def _name(outcome: Receipt | ChannelError) -> str:
+    match outcome:
+        case Receipt(proof=Proof.GONE):
+            return "gone"
+        case Receipt():
+            return "receipt"
+        case Retryable():
+            return "retryable"
+        case Permanent():
+            return "permanent"
+        case InDoubt():
+            return "in_doubt"
+        case Misconfigured():
+            return "misconfigured"
+    return type(outcome).__name__
+
+
+def _told(outcome: Receipt | ChannelError) -> str:
+    """All that could reach a log or a page of an outcome: text, repr, detail and the whole chain of causes."""
+    parts: list[str] = []
+    link: object = outcome
+    while link is not None:
+        parts += [str(link), repr(link), repr(getattr(link, "detail", ""))]
+        link = (link.__cause__ or link.__context__) if isinstance(link, BaseException) else None
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    fault: Fault | None  # None: nobody listens
+    expected: frozenset[str]
+    after: timedelta | None = None
+
+
+def _wire_table(verb: str, *, reads_answer: bool) -> list[_Row]:
+    """Each fault of the wire and what a call must make of it."""
+    publishing = verb in ("deliver", "show")
+    # Repeating a withdrawal or a look harms nobody, so there `Retryable` says as much as `InDoubt`. While publishing
+    # it doesn't: a `Retryable` that is exhausted means "never went out", which nobody knows after a lost answer.
+    doubt = {"in_doubt"} if publishing else {"in_doubt", "retryable"}
+    done = {"receipt"} if verb != "withdraw" else {"gone"}
+    unread = set() if reads_answer else done | {"gone", "receipt"}
+    missing = {"permanent"} if publishing else {"gone"}
+    statuses: list[tuple[tuple[int, ...], set[str]]] = [
+        ((408, 425, 429, 503), {"retryable"}),
+        ((500, 502, 504), doubt),
+        ((401, 403), {"misconfigured"}),
+        ((301, 302, 307, 308), {"misconfigured"}),
+        ((409,), doubt | done),  # something stands there already: `check`, by the channel or by the core
+        ((400, 413, 422), {"permanent"}),
+        ((404, 410), missing),
+    ]
+    rows = [
+        _Row(f"status {status}", Fault.answer(status, Location="/elsewhere"), frozenset(expected))
+        for codes, expected in statuses
+        for status in codes
+    ]
+    late = Fault.answer(503, Retry_After="7")
+    rows.append(_Row("503 with Retry-After: 7", late, frozenset({"retryable"}), after=timedelta(seconds=7)))
+    # Nothing was read, so repeating is harmless; but the sender can't know it, so a doubt is right, too.
+    rows.append(_Row("reset before reading", Fault(Trouble.RESET_UNREAD), frozenset(doubt | {"retryable"})))
+    rows.append(_Row("lost answer", Fault(Trouble.ANSWER_LOST), frozenset(doubt)))
+    rows.append(_Row("silence", Fault(Trouble.SILENCE), frozenset(doubt)))
+    rows.append(_Row("a slow drip", Fault(Trouble.DRIP), frozenset(doubt | unread)))
+    rows.append(_Row("a page of HTML", Fault(Trouble.WRONG_TYPE), frozenset(doubt | unread)))
+    rows.append(_Row("a truncated body", Fault(Trouble.TRUNCATED), frozenset(doubt | unread)))
+    rows.append(_Row("nobody listening", None, frozenset({"retryable"})))
+    return rows
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _seen_part(payload: Mapping[str, Any], unseen: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in payload.items() if name not in unseen}
+
+
+def _bytes_below(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder``, hidden and temporary ones included."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _strings(value: object) -> list[str]:
+    """Every text inside a JSON value, in order."""
+    if isinstance(value, SecretStr):
+        return [value.get_secret_value()]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for one in value.values() for text in _strings(one)]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [text for one in value for text in _strings(one)]
+    return []
+
+
+def _secret_values(value: object) -> list[str]:
+    """What the `SecretStr` and `SecretBytes` inside a configuration hide."""
+    if isinstance(value, SecretStr):
+        return [value.get_secret_value()]
+    if isinstance(value, SecretBytes):
+        return [value.get_secret_value().decode("utf-8", "replace")]
+    if isinstance(value, BaseModel):
+        return [text for name in type(value).model_fields for text in _secret_values(getattr(value, name))]
+    if isinstance(value, Mapping):
+        return [text for one in value.values() for text in _secret_values(one)]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [text for one in value for text in _secret_values(one)]
+    return []
+
+
+def _squeezed(text: str) -> str:
+    """Without markup and white space."""
+    return re.sub(r"\s+", "", html.unescape(re.sub(r"<[^<>]*>", "", text)))
+
+
+def _others(value: Any, annotation: Any) -> Iterator[Any]:
+    """Values like ``value`` but different; the configuration's own validation says which of them are valid."""
+    yield from _members(annotation)
+    match value:
+        case SecretStr():
+            hidden = value.get_secret_value()
+            yield from (f"{hidden}x", hidden[::-1], "x" * 16, "x" * 32, "x" * 43)
+        case bool():
+            yield not value
+        case int() | float():
+            yield from (value + 1, value - 1, value * 2)
+        case timedelta():
+            yield from (value * 2, value + timedelta(seconds=1), value / 2)
+        case list() | tuple() | set() | frozenset():
+            yield from ([], [*value, *value], ["x"], ["other.example.org"], [1])
+        case Mapping():
+            yield from ({}, {"x": "y"}, {"X-Other": "y"})
+        case _:
+            text = "" if value is None else str(value)
+            yield from (f"{text}x", f"{text}/x", "x", "https://other.example.org/x", "other.example.org", 1, True, None)
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """All values of the enums and literals in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        yield from (member.value for member in annotation)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _members(part)
+
+
+class _Active(HTMLParser):
+    """Finds what would run in a page: scripts, event attributes and script addresses that carry our payload."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._in_script = False
+
+    @classmethod
+    def in_page(cls, page: str) -> list[str]:
+        parser = cls()
+        parser.feed(page)
+        parser.close()
+        return parser.found
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_script = tag == "script"
+        for name, value in attrs:
+            said = (value or "").strip().lower()
+            if name == "srcdoc":
+                self.found += _Active.in_page(value or "")
+            elif (name.startswith("on") and "alert(1)" in said) or said.startswith("javascript:"):
+                self.found.append(f"<{tag} {name}=…>")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = self._in_script and tag != "script"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script and "alert(1)" in data:
+            self.found.append("<script>")
+
+
+# ── the other process ───────────────────────────────────────────────────────────────────────────────────────
+def _fingerprints(channel: Channel[Any, Any], stories: Iterable[StoryView]) -> list[str]:
+    """One line per story: its findings, its rendition's hash and its preview's."""
+    lines = []
+    for one in stories:
+        made = channel.adapt(one)
+        preview = hashlib.sha256(channel.preview(made).data).hexdigest()
+        lines.append(f"{one.story} {channel.validate(one)} {made.sha256} {made.findings} {preview}")
+    return lines
+
+
+def _elsewhere(channel: type[Channel[Any, Any]], config: Mapping[str, Any], stories: list[StoryView]) -> list[str]:
+    """`_fingerprints` as made by another process that differs in all that must not matter."""
+    assert "<locals>" not in channel.__qualname__, "define the channel at the top of a module: a process must import it"
+    worker = _other_process()
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    pickle.dump((sys.path, pickle.dumps((channel, config, stories))), worker.stdin)
+    worker.stdin.flush()
+    try:
+        answer: list[str] = pickle.load(worker.stdout)  # noqa: S301  # our own process
+    except EOFError:
+        _other_process.cache_clear()
+        pytest.fail(f"another process can't import, build or run {channel.__qualname__}; its traceback is above")
+    return answer
+
+
+@cache
+def _other_process() -> "subprocess.Popen[bytes]":
+    """One process for all tests of a run; it ends when its input does."""
+    environment = os.environ | {
+        "PYTHONHASHSEED": "4242", "TZ": "America/St_Johns", "LC_ALL": "C", "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    command = [sys.executable, "-c", "from distributor.testing import _answer_jobs; _answer_jobs()"]
+    worker = subprocess.Popen(  # noqa: S603  # our own interpreter and code
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=tempfile.gettempdir()
+    )
+
+    def end() -> None:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.close()
+        worker.wait()
+        worker.stdout.close()
+
+    atexit.register(end)
+    return worker
+
+
+def _answer_jobs() -> None:
+    """Runs in the other process: answers fingerprints for channels, configurations and stories until the end."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a channel prints must not be taken for an answer
+    while True:
+        try:
+            path, job = pickle.load(sys.stdin.buffer)  # noqa: S301  # our own process
+        except EOFError:
+            return
+        sys.path[:] = path
+        channel, config, stories = pickle.loads(job)  # noqa: S301  # our own process
+        built = channel(channel.Config.model_validate(config), tools(Path("unused")))
+        pickle.dump(_fingerprints(built, stories), answers)
+        answers.flush()
