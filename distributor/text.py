@@ -361,13 +361,14 @@ def _costs(bases: str) -> bytes:
     costs = bytearray(len(bases))
     for found in _TOKEN.finditer(bases):
         start, end = found.span()
-        inside = _IN_MARK if found["whole"] else _IN_WORD
+        kind = found.lastgroup
+        inside = _IN_MARK if kind == "whole" else _IN_WORD
         for place in range(start + 1, end):
             costs[place] = inside
-            joint = bases[place - 1] in _AFTER_IN_URL and bases[place] not in _AFTER_IN_URL
-            if joint and (found["url"] or found["word"]):
+            joint = inside == _IN_WORD and bases[place - 1] in _AFTER_IN_URL and bases[place] not in _AFTER_IN_URL
+            if joint and kind != "number":
                 costs[place] = _IN_ADDRESS
-        if found["whole"]:
+        if kind == "whole":
             costs[start] = max(costs[start], _AT_MARK)
     before = after = 0
     while after < len(bases):
