@@ -242,6 +242,7 @@ class Story(SQLModel, table=True):
     episode: int = 1  # raised when it is published again after a withdrawal
     permalink: str = Field(default="", max_length=512)  # assigned at the first submit, then for ever
     created_at: datetime
+    retracted_at: datetime | None = None  # the last withdrawal: what was submitted before it is no longer approved
 
 
 class Revision(SQLModel, table=True):

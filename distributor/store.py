@@ -95,6 +95,7 @@ RECEIPT: Any = ReceiptRow
 AUDIT: Any = AuditLine
 HOLD: Any = Hold
 WEEK: Any = Week
+STORY: Any = Story
 
 
 # ── what the machine is handed and hands back ───────────────────────────────────────────────────────────────
@@ -261,11 +262,13 @@ def approved(story_id: ColumnElement[str], sha256: ColumnElement[str]) -> Column
         select(R.id)
         .join(Vote, V.revision_id == R.id)
         .join(VotedHash, H.vote_id == V.id)
+        .join(Story, STORY.id == R.story_id)
         .where(
             H.story_id == story_id,
             H.sha256 == sha256,
             V.decision == VoteDecision.APPROVE,
             R.state == RevisionState.APPROVED,
+            or_(STORY.retracted_at.is_(None), R.submitted_at > STORY.retracted_at),
         )
         .group_by(R.id, R.stages_before)
         .having(
@@ -348,6 +351,10 @@ class Reading:
         if chosen := list(states):
             where.append(D.state.in_(chosen))
         return await self.all(Delivery, *where)
+
+    async def publications(self, story_id: str) -> list[Publication]:
+        """Oldest first."""
+        return await self.all(Publication, Publication.story_id == story_id)
 
     async def receipts(self, delivery_ids: Sequence[int]) -> dict[int, list[ReceiptRow]]:
         """Receipts of each delivery, oldest first."""
@@ -581,7 +588,7 @@ class Writing(Reading):
         if hold:
             through = select(D.outlet_id).where(_runs_under(hold), D.next_at <= self.now)
             ready = ready.where(L.outlet_id.in_(through))
-        lanes: dict[str, int] = {outlet: batch for outlet, batch in await self._session.execute(ready)}
+        lanes: dict[str, int] = dict((await self._session.execute(ready)).all())
         if not lanes:
             return []
         token = secrets.token_hex(8)
