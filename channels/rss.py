@@ -180,8 +180,8 @@ class _TagFinder(HTMLParser):
 
 
 def _written(tag: _Tag, **changed: str) -> str:
-    said = tag.attributes | changed
-    return f"<{tag.name}{''.join(f' {name}="{escape(value)}"' for name, value in said.items())}>"
+    said = [f' {name}="{escape(value)}"' for name, value in (tag.attributes | changed).items()]
+    return f"<{tag.name}{''.join(said)}>"
 
 
 def _absolute(address: str, base: str) -> str:
