@@ -22,7 +22,6 @@ from distributor.channel import (
     Media,
     Proof,
     Receipt,
-    RenditionFile,
     Severity,
     StoryKind,
     StoryView,
@@ -55,7 +54,7 @@ from distributor.model import (
 )  # fmt: skip
 from distributor.outlets import OutletRecord, Outlets
 from distributor.settings import Settings
-from distributor.store import Reading, Store, Writing
+from distributor.store import Reading, Store, Writing, thaw
 
 STORY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 FIRST_STATES = (DeliveryState.QUEUED, DeliveryState.ACCEPTED, DeliveryState.LIVE, DeliveryState.RECALLING,
@@ -351,7 +350,7 @@ class Desk:
                 if (row.channel, row.profile_hash) == (record.config.channel, record.profile_hash)
             ]  # fmt: skip
         if frozen and frozen[0].sha256 is not None:
-            made = await asyncio.to_thread(thaw, channel, frozen[0], self._blobs)
+            made = await asyncio.to_thread(thaw, frozen[0], channel.Payload, self._blobs)
             return await asyncio.to_thread(channel.preview, made)
         if not view.permalink:
             view = _with_permalink(view, f"{self._settings.site_url}{story.column}/00000000/{story.id}.html")
@@ -826,16 +825,6 @@ _DELIVERY_DEFAULTS: Mapping[str, Any] = {
     "reason": Reason.NONE, "code": "", "detail": "", "tries": 0, "broken": 0, "external_id": "", "url": "",
     "envelope": {}, "doubted_at": None, "live_at": None, "off_at": None,
 }  # fmt: skip
-
-
-def thaw(channel: Any, row: Rendition, blobs: Blobs) -> Made[Any]:
-    """A stored rendition as its channel made it; the hash proves that it is the one that was signed.
-
-    Raises:
-        Unusable: a blob is missing or damaged.
-    """
-    files = tuple(RenditionFile(f["name"], f["media_type"], blobs.get(f["sha256"])) for f in row.files)
-    return Made(channel.Payload.model_validate(row.payload), files)
 
 
 def _check_times(now: datetime, go_at: datetime, until: datetime | None) -> None:

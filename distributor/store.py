@@ -40,8 +40,10 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlmodel import SQLModel
 
 from distributor import counting
-from distributor.channel import Importance, Level, Proof, Receipt
+from distributor.channel import Importance, Level, Payload, Proof, Receipt, RenditionFile
+from distributor.channel import Rendition as Made
 from distributor.errors import Stale, Unusable
+from distributor.files import Blobs
 from distributor.model import (
     DELIVERY_MOVES,
     FINAL,
@@ -96,6 +98,7 @@ AUDIT: Any = AuditLine
 HOLD: Any = Hold
 WEEK: Any = Week
 STORY: Any = Story
+PUBLICATION: Any = Publication
 
 
 # ── what the machine is handed and hands back ───────────────────────────────────────────────────────────────
@@ -165,7 +168,8 @@ class Settled:
     next_at: datetime | None = None
     receipt: Receipt | None = None
     doubt: bool = False  # it may have gone out
-    pause: bool = False  # the outlet is broken
+    absent: bool = False  # proven not to have gone out: an earlier doubt is cleared
+    probe_at: datetime | None = None  # set: the outlet is broken, pause it and probe it then
     hold_until: datetime | None = None  # the outlet asked for a pause
     keeps_lease: bool = False  # more rows of the same call follow
 
@@ -288,6 +292,10 @@ class Reading:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
+    async def rows(self, query: Any) -> list[Any]:
+        """The rows of a report's own query (`tally`)."""
+        return list((await self._session.execute(query)).all())
+
     async def get(self, kind: type[Row], key: object) -> Row | None:
         """The row with that primary key, or None."""
         return await self._session.get(kind, key)
@@ -354,7 +362,7 @@ class Reading:
 
     async def publications(self, story_id: str) -> list[Publication]:
         """Oldest first."""
-        return await self.all(Publication, Publication.story_id == story_id)
+        return await self.all(Publication, PUBLICATION.story_id == story_id)
 
     async def receipts(self, delivery_ids: Sequence[int]) -> dict[int, list[ReceiptRow]]:
         """Receipts of each delivery, oldest first."""
@@ -424,6 +432,19 @@ def _runs_under(hold: Hold) -> ColumnElement[bool]:
         D.state.in_((DeliveryState.RECALLING, DeliveryState.ACCEPTED, DeliveryState.LIVE)),
         D.story_id.in_(hold.except_stories),
     )
+
+
+def thaw(row: Rendition, payload: type[Payload], blobs: Blobs) -> Made[Any]:
+    """A stored rendition as its channel made it.
+
+    Raises:
+        Unusable: a blob is missing or damaged; ``rendition_damaged``: it is no longer the bytes that were signed.
+    """
+    files = tuple(RenditionFile(each["name"], each["media_type"], blobs.get(each["sha256"])) for each in row.files)
+    made = Made(payload.model_validate(row.payload), files)
+    if made.sha256 != row.sha256:
+        raise Unusable("rendition_damaged", rendition=row.id, channel=row.channel)
+    return made
 
 
 def receipt_of(row: ReceiptRow) -> Receipt:
@@ -538,6 +559,17 @@ class Writing(Reading):
         if outlet_ids is not None:
             statement = statement.where(L.outlet_id.in_(sorted(set(outlet_ids))))
         await self._change(statement)
+
+    async def sweep(self) -> list[str]:
+        """Outlets whose lane did not know when it is due: repaired and named. Nothing to find is the normal case."""
+        soonest = (
+            select(func.min(D.next_at)).where(D.outlet_id == L.outlet_id, D.next_at.is_not(None)).scalar_subquery()
+        )
+        late = and_(soonest.is_not(None), or_(L.next_at.is_(None), and_(L.next_at > soonest, L.hold_until.is_(None))))
+        found = list((await self._session.execute(select(L.outlet_id).where(late))).scalars())
+        if found:
+            await self.rearm(found)
+        return found
 
     async def resume(self, outlet_id: str) -> None:
         """Reopen a paused outlet: its probe succeeded, or a person says so."""
@@ -666,6 +698,8 @@ class Writing(Reading):
 
         A row whose lane was leased to somebody else, or that a person changed since, may not.
         """
+        if not works:
+            return frozenset()
         ids = [work.delivery_id for work, _token, _action in works]
         found = await self._session.execute(
             select(D.id, D.state, L.lease_token).join(Lane, L.outlet_id == D.outlet_id).where(D.id.in_(ids))
@@ -725,14 +759,14 @@ class Writing(Reading):
             "next_at": landing.next_at, "code": settled.code, "detail": settled.detail[:512], "waits_for": None,
         }  # fmt: skip
         values["tries"] = 0 if landing.path or settled.outcome in ("live", "accepted", "gone") else row.tries + 1
-        if settled.pause:
+        if settled.probe_at is not None:
             values |= {"broken": row.broken + 1, "tries": row.tries}
             await self._pause(row.outlet_id, settled)
         if landing.reason is not Reason.NONE:
             values["reason"] = landing.reason
         if settled.doubt:
             values["doubted_at"] = row.doubted_at or settled.ended_at
-        elif landing.path and landing.path[-1] is not DeliveryState.IN_DOUBT:
+        elif settled.absent or (landing.path and landing.path[-1] is not DeliveryState.IN_DOUBT):
             values["doubted_at"] = None
         if receipt := settled.receipt:
             values |= {
@@ -822,7 +856,7 @@ class Writing(Reading):
         await self._change(
             update(Lane).where(L.outlet_id == outlet_id, L.paused_at.is_(None))
             .values(paused_at=settled.ended_at, paused_code=settled.code, paused_detail=settled.detail[:512],
-                    probe_at=settled.next_at or settled.ended_at)
+                    probe_at=settled.probe_at)
         )  # fmt: skip
 
     async def _keep(self, delivery_id: int, receipt: Receipt) -> None:
@@ -877,6 +911,25 @@ class Writing(Reading):
         await self._session.refresh(row)
         await self.rearm(touched)
         return row
+
+    async def late(self, row: Delivery, receipt: Receipt) -> None:
+        """Keep a receipt that came after its row moved on; one that proves it live is counted all the same."""
+        assert row.id is not None
+        await self._keep(row.id, receipt)
+        if receipt.proof is Proof.LIVE and row.live_at is None and row.state is DeliveryState.RECALLING:
+            await self._change(
+                update(Delivery).where(D.id == row.id)
+                .values(live_at=receipt.at, first_live_at=row.first_live_at or receipt.at)
+            )  # fmt: skip
+            await self.count(row, counting.Fact.LIVE, receipt.at, receipt)
+
+    async def delivery_of(self, outlet_id: str, token: str) -> Delivery | None:
+        """The delivery that an idempotency token ``key.vN`` names on that outlet, or None."""
+        key, _, version = token.rpartition(".v")
+        if not version.isdigit():
+            return None
+        found = await self.all(Delivery, D.outlet_id == outlet_id, D.key == key, D.version == int(version))
+        return found[0] if found else None
 
     async def retime(self, publication_id: int, go_at: datetime) -> int:
         """Move the queued, unleased, never started deliveries of a publication to ``go_at``; returns how many."""

@@ -1,0 +1,611 @@
+"""What the machine does: claim, act, classify, settle.
+
+The decisions are pure functions (`step`, `judge`, `backoff`, `shelf_of`); the `Dispatcher` only carries them out. No
+transaction is open while a channel is called. A call to an outlet that is not idempotent begins only after "it has
+started" is committed: whoever finds such an attempt without an end looks (`check`), and never sends again on a guess.
+"""
+
+import asyncio
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from distributor.channel import (
+    Channel,
+    Gone,
+    GoneReason,
+    Inbound,
+    InDoubt,
+    Misconfigured,
+    Permanent,
+    Proof,
+    Receipt,
+    Rendition,
+    Retryable,
+    Shelf,
+    ShelfItem,
+    Task,
+    Traits,
+    Verdict,
+)  # fmt: skip
+from distributor.clock import Clock
+from distributor.errors import Unusable
+from distributor.files import Blobs
+from distributor.model import Action, DeliveryState, Lane, Reason
+from distributor.model import Rendition as RenditionRow
+from distributor.outlets import Outlets, OutletStatus
+from distributor.store import Claimed, Hit, OnShelf, Settled, Store, Work, thaw
+
+log = structlog.get_logger("distributor.dispatch")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How patient the machine is. Durations are real time on the core's clock."""
+
+    concurrency: int = 64  # outlets called at the same time
+    lease_margin: timedelta = timedelta(seconds=30)
+    retries: int = 10  # failed attempts before a row is given up
+    first_delay: timedelta = timedelta(seconds=5)
+    longest_delay: timedelta = timedelta(minutes=30)
+    probe_every: timedelta = timedelta(minutes=1)
+    renditions_kept: int = 256
+
+
+def backoff(tries: int, policy: Policy, spread: float) -> timedelta:
+    """Wait after the ``tries``-th failure (from 0): doubling, capped, and spread over ±20 % by ``spread`` in [0, 1)."""
+    delay = min(policy.first_delay * int(2 ** min(tries, 20)), policy.longest_delay)
+    return delay * (0.8 + 0.4 * spread)
+
+
+# ── what to do ──────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Step:
+    """What to do with a claimed row: call the channel (``action``), or settle at once (``settle``)."""
+
+    action: Action | None = None
+    to: DeliveryState | None = None
+    reason: Reason = Reason.NONE
+
+
+def step(work: Work, traits: Traits, now: datetime) -> Step:
+    """The next thing to do with a row. Pure."""
+    over = work.until is not None and work.until <= now
+    doubtful = work.started or work.doubted_at is not None
+    match work.state:
+        case DeliveryState.QUEUED if doubtful and not traits.idempotent:
+            # It may be out there: look. Never send on a guess.
+            return Step(Action.CHECK) if traits.checks else Step(to=DeliveryState.IN_DOUBT, reason=Reason.SILENT)
+        case DeliveryState.QUEUED if over and not doubtful:
+            return Step(to=DeliveryState.CANCELLED, reason=Reason.MISSED)
+        case DeliveryState.QUEUED:
+            return Step(Action.DELIVER)
+        case DeliveryState.ACCEPTED if over and traits.expires and traits.withdraws:
+            return Step(Action.WITHDRAW, reason=Reason.ENDED)
+        case DeliveryState.ACCEPTED | DeliveryState.IN_DOUBT:
+            return Step(Action.CHECK) if traits.checks else Step(to=DeliveryState.IN_DOUBT, reason=Reason.SILENT)
+        case DeliveryState.LIVE:
+            return Step(Action.WITHDRAW, reason=Reason.ENDED)
+        case DeliveryState.RECALLING if not traits.withdraws:
+            return Step(to=DeliveryState.IN_DOUBT, reason=work.reason)
+        case DeliveryState.RECALLING:
+            return Step(Action.WITHDRAW, reason=work.reason)
+        case _:
+            raise AssertionError(f"a {work.state} row is never due")
+
+
+# ── what an answer means ────────────────────────────────────────────────────────────────────────────────────
+Answer = Receipt | Exception
+
+
+@dataclass(frozen=True)
+class Attempted:
+    """One attempt as `judge` sees it."""
+
+    work: Work
+    token: str  # of the lease
+    action: Action  # DELIVER, WITHDRAW or CHECK; a shelf's rows are judged as DELIVER or WITHDRAW
+    reason: Reason  # of a withdrawal
+    started_at: datetime
+    ended_at: datetime
+    answer: Answer
+
+
+def judge(attempted: Attempted, traits: Traits, policy: Policy, spread: float) -> Settled:
+    """How an attempt settles. Pure: the table of what each answer and error means to each action."""
+    match attempted.action:
+        case Action.WITHDRAW:
+            return _judge_withdraw(attempted, policy, spread)
+        case Action.CHECK:
+            return _judge_check(attempted, traits, policy, spread)
+        case _:
+            return _judge_deliver(attempted, traits, policy, spread)
+
+
+def _settled(attempted: Attempted, outcome: str, **values: Any) -> Settled:
+    error = attempted.answer if isinstance(attempted.answer, Exception) else None
+    if error is not None:
+        values.setdefault("code", getattr(error, "code", None) or _code_of(error))
+        values.setdefault("detail", str(getattr(error, "detail", "")))
+    elif isinstance(attempted.answer, Receipt):
+        values.setdefault("receipt", attempted.answer)
+    return Settled(
+        work=attempted.work, token=attempted.token, action=attempted.action, outcome=outcome,
+        started_at=attempted.started_at, ended_at=attempted.ended_at, **values,
+    )  # fmt: skip
+
+
+def _code_of(error: Exception) -> str:
+    return "timeout" if isinstance(error, TimeoutError) else f"bug_{type(error).__name__}"[:64]
+
+
+def _later(attempted: Attempted, policy: Policy, spread: float) -> datetime:
+    after = attempted.answer.after if isinstance(attempted.answer, Retryable) else None
+    return attempted.ended_at + (after or backoff(attempted.work.tries, policy, spread))
+
+
+def _spent(attempted: Attempted, policy: Policy) -> bool:
+    return attempted.work.tries + 1 >= policy.retries
+
+
+def _broken(attempted: Attempted, policy: Policy, given_up: DeliveryState) -> Settled:
+    """The outlet is broken: pause it and give the attempt back; the second time for one row, the row is at fault."""
+    if attempted.work.broken >= 1:
+        reason = attempted.reason or Reason.REFUSED
+        return _settled(attempted, "refused", to=given_up, reason=reason)
+    return _settled(
+        attempted, "broken", next_at=attempted.ended_at, probe_at=attempted.ended_at + policy.probe_every,
+        reason=attempted.reason,
+    )  # fmt: skip
+
+
+def _after_live(work: Work, traits: Traits) -> datetime | None:
+    return work.until if traits.expires and traits.withdraws else None
+
+
+def _judge_deliver(attempted: Attempted, traits: Traits, policy: Policy, spread: float) -> Settled:
+    work, answer = attempted.work, attempted.answer
+    doubted = work.started or work.doubted_at is not None
+    not_out = DeliveryState.IN_DOUBT if doubted else DeliveryState.FAILED
+    match answer:
+        case Receipt(proof=Proof.LIVE):
+            return _settled(attempted, "live", to=DeliveryState.LIVE, next_at=_after_live(work, traits))
+        case Receipt(proof=Proof.ACCEPTED):
+            return _settled(attempted, "accepted", to=DeliveryState.ACCEPTED, next_at=_look_again(attempted))
+        case Retryable():
+            if _spent(attempted, policy):
+                return _settled(attempted, "retry", to=not_out, reason=Reason.EXHAUSTED)
+            hold = attempted.ended_at + answer.after if answer.after else None
+            return _settled(attempted, "retry", next_at=_later(attempted, policy, spread), hold_until=hold)
+        case Permanent():
+            return _settled(attempted, "refused", to=not_out, reason=Reason.REFUSED)
+        case Misconfigured():
+            return _broken(attempted, policy, not_out)
+        case _:  # InDoubt, silence, a defect, a receipt that makes no sense: it may have gone out
+            if not traits.idempotent and not traits.checks:
+                return _settled(attempted, "doubt", to=DeliveryState.IN_DOUBT, reason=Reason.SILENT, doubt=True)
+            if traits.idempotent and _spent(attempted, policy):
+                return _settled(attempted, "doubt", to=DeliveryState.IN_DOUBT, reason=Reason.SILENT, doubt=True)
+            return _settled(attempted, "doubt", next_at=_later(attempted, policy, spread), doubt=True)
+
+
+def _judge_check(attempted: Attempted, traits: Traits, policy: Policy, spread: float) -> Settled:
+    work, answer = attempted.work, attempted.answer
+    match answer:
+        case Receipt(proof=Proof.LIVE):
+            return _settled(attempted, "live", to=DeliveryState.LIVE, next_at=_after_live(work, traits))
+        case Receipt(proof=Proof.ACCEPTED):
+            return _settled(attempted, "accepted", to=DeliveryState.ACCEPTED, next_at=_look_again(attempted))
+        case Receipt(proof=Proof.GONE):
+            return _judge_absence(attempted, traits)
+        case Permanent():
+            return _settled(attempted, "refused", to=DeliveryState.FAILED, reason=Reason.REFUSED)
+        case Misconfigured():
+            return _broken(attempted, policy, DeliveryState.IN_DOUBT)
+        case _:
+            if _spent(attempted, policy):
+                return _settled(attempted, "doubt", to=DeliveryState.IN_DOUBT, reason=Reason.SILENT, doubt=True)
+            return _settled(attempted, "doubt", next_at=_later(attempted, policy, spread), doubt=True)
+
+
+def _judge_absence(attempted: Attempted, traits: Traits) -> Settled:
+    """The outlet says that it has no such item: proof only once that has lasted long enough."""
+    work, now = attempted.work, attempted.ended_at
+    since, lasting = work.doubted_at or now, traits.absence_proves_after
+    if lasting is None:
+        return _settled(attempted, "doubt", to=DeliveryState.IN_DOUBT, reason=Reason.ABSENT, doubt=True)
+    if now - since < lasting:
+        return _settled(attempted, "doubt", next_at=since + lasting, doubt=True)
+    if work.state is DeliveryState.ACCEPTED:  # it was taken and has vanished: the platform dropped it
+        return _settled(attempted, "gone", to=DeliveryState.FAILED, reason=Reason.ABSENT)
+    if work.state is DeliveryState.QUEUED and not (work.until is not None and work.until <= now):
+        return _settled(attempted, "gone", next_at=now, absent=True)
+    return _settled(attempted, "gone", to=DeliveryState.FAILED, reason=Reason.ABSENT)
+
+
+def _judge_withdraw(attempted: Attempted, policy: Policy, spread: float) -> Settled:
+    work, answer, reason = attempted.work, attempted.answer, attempted.reason
+    match answer:
+        case Receipt(proof=Proof.GONE):
+            return _settled(attempted, "gone", to=DeliveryState.RECALLED, reason=reason)
+        case Permanent():
+            return _settled(attempted, "refused", to=DeliveryState.IN_DOUBT, reason=reason)
+        case Misconfigured():
+            settled = _broken(attempted, policy, DeliveryState.IN_DOUBT)
+        case _ if _spent(attempted, policy):
+            return _settled(attempted, "doubt", to=DeliveryState.IN_DOUBT, reason=reason)
+        case _:  # withdrawing may be repeated
+            settled = _settled(attempted, "retry", next_at=_later(attempted, policy, spread), reason=reason)
+    if settled.to is None and work.state is not DeliveryState.RECALLING:  # it ended: from now on it should come down
+        return replace(settled, to=DeliveryState.RECALLING)
+    return settled
+
+
+LOOKS = (timedelta(seconds=15), timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=15), timedelta(hours=1))
+
+
+def _look_again(attempted: Attempted) -> datetime:
+    """When a verdict is looked for next: when the platform said, else ever more sparsely (platforms ration looks)."""
+    assert isinstance(attempted.answer, Receipt)
+    return attempted.ended_at + (attempted.answer.check_after or LOOKS[min(attempted.work.tries, len(LOOKS) - 1)])
+
+
+# ── shelves ─────────────────────────────────────────────────────────────────────────────────────────────────
+def shelf_of(
+    window: Sequence[OnShelf], due: Sequence[tuple[Work, Action]], made: Callable[[int], Rendition[Any]], size: int,
+    now: datetime,
+) -> Shelf[Any]:  # fmt: skip
+    """What the outlet should show once ``due`` is done: the window without what leaves, with what joins. Pure."""
+    changed = tuple(
+        ShelfItem(
+            key=work.key, version=work.version, rendition=made(work.rendition_id),
+            published_at=work.first_live_at or now, modified_at=now, expires_at=work.until,
+            importance=work.importance,
+        )
+        for work, action in due if action is not Action.WITHDRAW
+    )  # fmt: skip
+    reasons = {Reason.ENDED: GoneReason.ENDED}
+    gone = tuple(
+        Gone(work.key, work.version, made(work.rendition_id), reasons.get(work.reason, GoneReason.WITHDRAWN), now)
+        for work, action in due if action is Action.WITHDRAW
+    )  # fmt: skip
+    leaving = {each.key for each in changed} | {each.key for each in gone}
+    stays = [
+        ShelfItem(
+            key=row.key, version=row.version, rendition=made(row.rendition_id), published_at=row.first_live_at,
+            modified_at=row.live_at, expires_at=row.until, importance=row.importance,
+        )
+        for row in window if row.key not in leaving
+    ]  # fmt: skip
+    items = sorted((*changed, *stays), key=lambda item: item.key)
+    items.sort(key=lambda item: item.published_at, reverse=True)
+    return Shelf(items=tuple(items[:size]), now=now, changed=changed, gone=gone)
+
+
+_Start = tuple[Work, str, Action]  # what is about to begin: the row, its lease token, the action
+
+
+# ── carrying it out ─────────────────────────────────────────────────────────────────────────────────────────
+class Dispatcher:
+    """Works off what is due. One per process; `drain` for tests and the demo, `run` for a server."""
+
+    def __init__(
+        self, store: Store, outlets: Outlets, blobs: Blobs, clock: Clock, policy: Policy | None = None,
+        spread: Callable[[], float] | None = None,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._outlets = outlets
+        self._blobs = blobs
+        self._clock = clock
+        self._policy = policy or Policy()
+        self._spread = spread or random.random
+        self._made: OrderedDict[int, Rendition[Any]] = OrderedDict()
+        self._nudged = asyncio.Event()
+        self._stopping = False
+        self._busy: set[asyncio.Task[None]] = set()
+        self._waiting: list[tuple[Settled | _Start, asyncio.Future[Any]]] = []
+        self._turn = asyncio.Lock()
+        longest = max((record.traits.deadline for record in outlets), default=timedelta(seconds=30))
+        self._lease = longest + self._policy.lease_margin
+
+    # ── the loop
+    def nudge(self) -> None:
+        """Something may be due: look now."""
+        self._nudged.set()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns when what is under way has settled."""
+        self._stopping = True
+        self._nudged.set()
+
+    async def run(self, wake: Callable[[datetime | None], None]) -> None:
+        """Work until `stop`. ``wake`` is told when something is due next and must `nudge` then."""
+        while not self._stopping:
+            self._nudged.clear()
+            try:
+                await self._round()
+                wake(await self._next_wake())
+            except Unusable as error:  # a full disk, a locked file: nothing is lost, try again soon
+                log.error("cannot_work", code=error.code, detail=str(error))
+                wake(self._clock.now() + self._policy.first_delay)
+            await self._nudged.wait()
+        await self._settle_down()
+
+    async def drain(self) -> datetime | None:
+        """Work off all that is due now; returns when something is due next, None when nothing is planned."""
+        while True:
+            begun = await self._round()
+            if self._busy:
+                await asyncio.wait(self._busy, return_when=asyncio.FIRST_COMPLETED)
+            elif not begun:
+                return await self._next_wake()
+
+    async def _next_wake(self) -> datetime | None:
+        async with self._store.read() as tx:
+            return await tx.next_wake(self._clock.now())
+
+    async def _settle_down(self) -> None:
+        while self._busy:
+            await asyncio.wait(self._busy)
+
+    async def _round(self) -> int:
+        """Probe what is paused, claim what is due, and begin on it; returns how much was begun."""
+        begun = await self._probe_paused()
+        free = self._policy.concurrency - len(self._busy)
+        if self._stopping or free <= 0:
+            return begun
+        async with self._store.write() as tx:
+            claimed = await tx.claim(limit=free, lease=self._lease)
+        for lane in claimed:
+            task = asyncio.create_task(self._serve(lane), name=f"lane:{lane.outlet_id}")
+            self._busy.add(task)
+            task.add_done_callback(self._served)
+        return begun + len(claimed)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._busy.discard(task)
+        self._nudged.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("lane_failed", lane=task.get_name(), exc_info=error)
+
+    # ── one lane
+    async def _serve(self, lane: Claimed) -> None:
+        record = self._outlets.get(lane.outlet_id)
+        now = self._clock.now()
+        if record.channel is None or record.status is OutletStatus.DISABLED:
+            unusable = Misconfigured("outlet_unusable", str(record.status))
+            await self._settle([self._fail(lane, work, unusable, now) for work in lane.work])
+            return
+        traits = record.traits
+        steps = [(work, step(work, traits, now)) for work in lane.work]
+        await self._settle_at_once(lane, steps, now)
+        calls = [(replace(work, reason=s.reason or work.reason), s.action) for work, s in steps if s.action is not None]
+        if not calls:
+            return
+        if traits.shelf:
+            await self._show(lane, record.channel, calls)
+        else:
+            for nth, (work, action) in enumerate(calls, start=1):
+                await self._act(lane, record.channel, work, action, last=nth == len(calls))
+
+    async def _settle_at_once(self, lane: Claimed, steps: Sequence[tuple[Work, Step]], now: datetime) -> None:
+        at_once = [(work, s) for work, s in steps if s.action is None]
+        more = len(at_once) < len(steps)
+        await self._settle([
+            Settled(work=work, token=lane.token, action=Action.CHECK, outcome="stopped", started_at=now, ended_at=now,
+                    to=s.to, reason=s.reason, doubt=s.to is DeliveryState.IN_DOUBT, keeps_lease=more)
+            for work, s in at_once
+        ])  # fmt: skip
+
+    async def _act(self, lane: Claimed, channel: Channel[Any, Any], work: Work, action: Action, *, last: bool) -> None:
+        traits, began = channel.traits, self._clock.now()
+        if began + traits.deadline > lane.until:
+            return  # the lease would end before the call could: whoever claims the lane next does it
+        try:
+            made = await self._rendition(channel, work.rendition_id)
+        except Unusable as error:
+            await self._settle([self._fail(lane, work, Misconfigured(error.code, str(error)), began)])
+            return
+        if action is Action.DELIVER and not traits.idempotent and not await self._start(work, lane.token, action):
+            stopped = Settled(
+                work=work, token=lane.token, action=action, outcome="stopped", started_at=began, ended_at=began,
+                to=DeliveryState.CANCELLED,
+            )  # fmt: skip
+            await self._settle([stopped])
+            return
+        task = Task(work.key, work.version, made, began, began + traits.deadline, work.last)
+        calls = {Action.DELIVER: channel.deliver, Action.WITHDRAW: channel.withdraw, Action.CHECK: channel.check}
+        answer = await self._call(work, calls[action](task), traits.deadline)
+        attempted = Attempted(work, lane.token, action, _why(work, action), began, self._clock.now(), answer)
+        settled = judge(attempted, traits, self._policy, self._spread())
+        await self._settle([replace(settled, keeps_lease=not last)])
+
+    async def _show(self, lane: Claimed, channel: Channel[Any, Any], calls: Sequence[tuple[Work, Action]]) -> None:
+        traits, began = channel.traits, self._clock.now()
+        if began + traits.deadline > lane.until:
+            return
+        async with self._store.read() as tx:
+            window = await tx.window(lane.outlet_id, traits.shelf + len(calls))
+        try:
+            needed = {row.rendition_id for row in window} | {work.rendition_id for work, _ in calls}
+            made = {one: await self._rendition(channel, one) for one in sorted(needed)}
+        except Unusable as error:
+            broken = Misconfigured(error.code, str(error))
+            await self._settle([self._fail(lane, work, broken, began) for work, _action in calls])
+            return
+        shelf = shelf_of(window, calls, made.__getitem__, traits.shelf, began)
+        answer = await self._call(calls[0][0], channel.show(shelf), traits.deadline)
+        if isinstance(answer, Permanent) and len(calls) > 1:
+            # One of them is at fault: show them one by one, so that the others are not held up by it.
+            for one in calls:
+                await self._show(lane, channel, [one])
+            return
+        ended = self._clock.now()
+        settled = []
+        for work, action in calls:
+            said = (
+                replace(answer, proof=Proof.GONE)
+                if isinstance(answer, Receipt) and action is Action.WITHDRAW
+                else answer
+            )
+            attempted = Attempted(work, lane.token, action, _why(work, action), began, ended, said)
+            settled.append(judge(attempted, replace(traits, idempotent=True), self._policy, self._spread()))
+        await self._settle(settled)
+
+    async def _call(self, work: Work, call: Awaitable[Receipt], deadline: timedelta) -> Answer:
+        """Call a channel; whatever happens becomes an answer. Only a cancellation passes."""
+        try:
+            async with asyncio.timeout(deadline.total_seconds()):
+                return await call
+        except (Retryable, Permanent, InDoubt, Misconfigured, TimeoutError) as error:
+            return error
+        except Exception as error:
+            log.exception("channel_defect", delivery_id=work.delivery_id, outlet_id=work.outlet_id)
+            return error
+
+    def _fail(self, lane: Claimed, work: Work, error: Exception, now: datetime) -> Settled:
+        action = Action.WITHDRAW if work.state is DeliveryState.RECALLING else Action.DELIVER
+        attempted = Attempted(replace(work, broken=0), lane.token, action, _why(work, action), now, now, error)
+        return judge(attempted, Traits(), self._policy, self._spread())
+
+    # ── renditions, thawed once
+    async def _rendition(self, channel: Channel[Any, Any], rendition_id: int) -> Rendition[Any]:
+        if rendition_id in self._made:
+            self._made.move_to_end(rendition_id)
+            return self._made[rendition_id]
+        async with self._store.read() as tx:
+            row = await tx.get(RenditionRow, rendition_id)
+        assert row is not None
+        made = await asyncio.to_thread(thaw, row, channel.Payload, self._blobs)
+        self._made[rendition_id] = made
+        if len(self._made) > self._policy.renditions_kept:
+            self._made.popitem(last=False)
+        return made
+
+    # ── group commit: whoever comes first writes for all who have queued up meanwhile
+    async def _start(self, work: Work, token: str, action: Action) -> bool:
+        begun = await self._commit([(work, token, action)])
+        return bool(begun[0])
+
+    async def _settle(self, batch: Sequence[Settled]) -> None:
+        for hit in await self._commit(batch):
+            self._report(hit)
+
+    async def _commit(self, entries: Sequence[Settled | _Start]) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        mine: list[tuple[Settled | _Start, asyncio.Future[Any]]] = [(entry, loop.create_future()) for entry in entries]
+        self._waiting.extend(mine)
+        async with self._turn:
+            if any(not done.done() for _, done in mine):
+                await self._commit_waiting()
+        return [done.result() for _, done in mine]
+
+    async def _commit_waiting(self) -> None:
+        batch, self._waiting = self._waiting, []
+        starts = [(entry, done) for entry, done in batch if isinstance(entry, tuple)]
+        settles = [(entry, done) for entry, done in batch if isinstance(entry, Settled)]
+        try:
+            async with self._store.write() as tx:
+                begun = await tx.start([entry for entry, _ in starts])
+                hits = await tx.settle([entry for entry, _ in settles])
+        except Unusable as error:
+            for _, done in batch:
+                done.set_exception(error)
+            return
+        for entry, done in starts:
+            done.set_result(entry[0].delivery_id in begun)
+        for (_, done), hit in zip(settles, hits, strict=True):
+            done.set_result(hit)
+
+    def _report(self, hit: Hit) -> None:
+        facts = {"delivery_id": hit.delivery_id, "outlet_id": hit.outlet_id, "before": hit.before, "after": hit.after}
+        if not hit.applied:
+            log.warning("lease_lost", **facts)
+        elif hit.after in (DeliveryState.IN_DOUBT, DeliveryState.FAILED):
+            log.warning("needs_a_person", **facts)
+        else:
+            log.info("settled", **facts)
+
+    # ── paused outlets, pushed verdicts
+    async def _probe_paused(self) -> int:
+        async with self._store.read() as tx:
+            paused = await tx.paused(self._clock.now())
+        for lane in paused:
+            await self._probe(lane)
+        return len(paused)
+
+    async def _probe(self, lane: Lane) -> None:
+        record = await self._outlets.probe(lane.outlet_id)
+        async with self._store.write() as tx:
+            if record.status is OutletStatus.READY:
+                await tx.resume(lane.outlet_id)
+                await tx.audit_line("", "resume", f"outlet:{lane.outlet_id}")
+            else:
+                code = record.why[0].code if record.why else str(record.status)
+                detail = str(record.why[0].facts.get("detail", "")) if record.why else ""
+                await tx.probe_later(lane.outlet_id, tx.now + self._policy.probe_every, code, detail)
+        log.info("probed", outlet_id=lane.outlet_id, status=record.status)
+
+    async def receive(self, outlet_id: str, inbound: Inbound) -> int:
+        """Take in one pushed message; returns how many of its verdicts changed something.
+
+        Raises:
+            Refused: ``unknown_outlet``.
+            Permanent: the message is not authentic or not readable; nothing was changed.
+        """
+        channel = self._outlets.get(outlet_id).channel
+        if channel is None:
+            raise Permanent("outlet_unusable")
+        verdicts = await asyncio.to_thread(channel.receive, inbound)
+        changed = 0
+        for verdict in verdicts:
+            changed += await self._take(outlet_id, verdict, channel.traits)
+        self.nudge()
+        return changed
+
+    async def _take(self, outlet_id: str, verdict: Verdict, traits: Traits) -> int:
+        async with self._store.write() as tx:
+            row = await tx.delivery_of(outlet_id, verdict.token)
+            if row is None:
+                log.warning("verdict_for_nothing", outlet_id=outlet_id)
+                return 0
+            to, reason = verdict_moves(row.state, verdict)
+            if to is None:
+                if verdict.receipt is not None:
+                    await tx.late(row, verdict.receipt)
+                return 0
+            until = row.until if to is DeliveryState.LIVE and traits.expires and traits.withdraws else None
+            code = verdict.refused.code if verdict.refused else ""
+            await tx.witness(
+                row, to, person="", receipt=verdict.receipt, action="verdict", reason=reason, next_at=until, code=code
+            )
+            return 1
+
+
+def _why(work: Work, action: Action) -> Reason:
+    return work.reason if action is Action.WITHDRAW else Reason.NONE
+
+
+def verdict_moves(state: DeliveryState, verdict: Verdict) -> tuple[DeliveryState | None, Reason]:
+    """Where a pushed verdict takes a delivery; None: nowhere, only the receipt is kept. Pure."""
+    s = DeliveryState
+    proof = verdict.receipt.proof if verdict.receipt else None
+    off = verdict.refused is not None or proof is Proof.GONE
+    match state:
+        case s.ACCEPTED | s.IN_DOUBT | s.QUEUED if proof is Proof.LIVE:
+            return s.LIVE, Reason.NONE
+        case s.ACCEPTED if off:
+            return s.FAILED, Reason.REFUSED
+        case s.IN_DOUBT if off:
+            return s.FAILED, Reason.REFUSED
+        case s.LIVE if off:
+            return s.REMOVED, Reason.REMOVED
+        case s.RECALLING if proof is Proof.GONE:
+            return s.RECALLED, Reason.WITHDRAWN
+        case _:
+            return None, Reason.NONE
