@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from itertools import accumulate, pairwise
 
-__all__ = ["break_lines", "clean", "from_html", "graphemes", "name_of", "one_line", "removed", "unencodable"]
+__all__ = [
+    "balance_lines",
+    "break_lines",
+    "clean",
+    "from_html",
+    "graphemes",
+    "name_of",
+    "one_line",
+    "removed",
+    "unencodable",
+]
 
 # ── cleaning ────────────────────────────────────────────────────────────────────────────────────────────────
 _EMOJI = (
@@ -279,11 +289,12 @@ _GLUE = frozenset("\u00a0\u2007\u202f")  # spaces that forbid a break
 _FREE, _IN_ADDRESS, _IN_WORD, _AT_MARK, _IN_MARK = range(5)
 
 
-def break_lines(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
+def break_lines(text: str, width: float, measure: Callable[[str], float], *, indent: float = 0.0) -> list[str]:
     """``text`` in lines that are at most ``width`` wide, broken where a Chinese typesetter would.
 
     ``measure`` gives the width of a string in the same unit as ``width``; it should hardly differ from the sum over its
-    characters. A newline ends a line; empty lines are left out, and no line starts or ends with white space.
+    characters. ``indent`` is kept free before the first line of each paragraph. A newline ends a line; empty lines are
+    left out, and no line starts or ends with white space.
 
     Kept together where a line can hold it: a mark with what it may not leave, ``——`` and ``……``, a number with its
     sign, point and unit ("18 项", "-3℃", "22:00", "8月"), a Latin word. An address breaks after ``/ ? & = - .`` only
@@ -297,63 +308,126 @@ def break_lines(text: str, width: float, measure: Callable[[str], float]) -> lis
     lines: list[str] = []
     for paragraph in text.split("\n"):
         if paragraph.strip():
-            lines += _broken(paragraph.strip(), width, measure, widths)
+            lines += _Paragraph(paragraph, measure, widths).lines(width, width - indent)
     return lines
 
 
-def _broken(paragraph: str, width: float, measure: Callable[[str], float], widths: dict[str, float]) -> Iterator[str]:
-    parts = graphemes(paragraph)
-    for part in parts:
-        if part not in widths:
-            widths[part] = measure(part)
-    edges = [0.0, *accumulate(widths[part] for part in parts)]
-    costs = _costs("".join(part[0] for part in parts))
-    start, count = 0, len(parts)
-    while start < count:
-        if parts[start].isspace():
-            start += 1
-            continue
-        reach = max(start + 1, bisect_right(edges, edges[start] + width * (1 + 1e-9), lo=start) - 1)
-        while True:
-            end = _break_at(costs, start, _over_spaces(parts, reach))
-            line = "".join(parts[start:end]).strip()
-            if end - start == 1 or measure(line) <= width:
+def balance_lines(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
+    """Like `break_lines` with the same number of lines, but for headlines: lines of like width that end with a phrase.
+
+    A line rather ends at a space or after a mark than inside a phrase. Same laws. A paragraph longer than
+    ``BALANCED_CHARS_MAX`` is broken as running text.
+    """
+    widths: dict[str, float] = {}
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        if paragraph.strip():
+            lines += _Paragraph(paragraph, measure, widths).balanced(width)
+    return lines
+
+
+BALANCED_CHARS_MAX = 120
+# What an uneven line weighs, what an end inside a phrase, after a comma, and before the last character of a phrase.
+_RAGGED, _AFTER_WORD, _AFTER_COMMA, _LONELY = 4.0, 1.0, 0.25, 0.5
+_COMMAS = frozenset("，、：；,;:——…”》）")
+
+
+class _Paragraph:
+    """One paragraph as graphemes, with the edges of each and how bad a break before each is."""
+
+    def __init__(self, text: str, measure: Callable[[str], float], widths: dict[str, float]) -> None:
+        self.parts = graphemes(text.strip())
+        self.measure = measure
+        for part in self.parts:
+            if part not in widths:
+                widths[part] = measure(part)
+        self.edges = [0.0, *accumulate(widths[part] for part in self.parts)]
+        self.costs = _costs("".join(part[0] for part in self.parts))
+
+    def lines(self, width: float, first_width: float) -> Iterator[str]:
+        ends = self._ends(width, first_width)
+        return (self._line(start, end) for start, end in pairwise([0, *ends]))
+
+    def balanced(self, width: float) -> Iterator[str]:
+        ends = list(self._ends(width, width))
+        if len(ends) > 1 and len(self.parts) <= BALANCED_CHARS_MAX:
+            ends = self._even_ends(width, ends)
+        return (self._line(start, end) for start, end in pairwise([0, *ends]))
+
+    def _ends(self, width: float, first_width: float) -> Iterator[int]:
+        """Where lines end that are filled one after the other; what starts a line may be white space."""
+        start, count, room = 0, len(self.parts), first_width
+        while start < count:
+            first = self._over_spaces(start)
+            reach = max(first + 1, bisect_right(self.edges, self.edges[first] + room * (1 + 1e-9), lo=first) - 1)
+            while True:
+                end = self._break_at(first, self._over_spaces(reach))
+                if end - first == 1 or self.measure(self._line(first, end)) <= room:
+                    break
+                reach = self._shrunk(first, end, room)
+            yield end
+            start, room = end, width
+
+    def _even_ends(self, width: float, ends: list[int]) -> list[int]:
+        """The best ends of as many lines: a shortest path over all places where a line may end."""
+        places = sorted({*ends, *(at for at in range(1, len(self.parts)) if self.costs[at] == _FREE)})
+        best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+        for _ in ends:
+            reached: dict[int, tuple[float, list[int]]] = {}
+            for start, (weight, path) in best.items():
+                for end in places:
+                    if end <= start:
+                        continue
+                    line = self._line(start, end)
+                    room = width - self.measure(line)
+                    if room < 0 and end - start > 1:
+                        break
+                    total = weight + _RAGGED * (room / width) ** 2 + (self._phrase(line, end) if line else _RAGGED)
+                    if end not in reached or total < reached[end][0]:
+                        reached[end] = (total, [*path, end])
+            best = reached
+        return best[len(self.parts)][1] if len(self.parts) in best else ends
+
+    def _phrase(self, line: str, end: int) -> float:
+        """How much a line end at ``end`` cuts into a phrase."""
+        if end == len(self.parts) or self.parts[end].isspace() or self.parts[end - 1].isspace() or line[-1] in "。！？":
+            return 0.0
+        if line[-1] in _COMMAS:
+            return _AFTER_COMMA
+        lonely = end + 1 < len(self.parts) and self.parts[end + 1][0] in _NO_START
+        return _AFTER_WORD + (_LONELY if lonely else 0.0)
+
+    def _line(self, start: int, end: int) -> str:
+        return "".join(self.parts[start:end]).strip()
+
+    def _over_spaces(self, place: int) -> int:
+        """White space at the end of a line takes no room."""
+        while place < len(self.parts) and self.parts[place].isspace():
+            place += 1
+        return place
+
+    def _break_at(self, start: int, reach: int) -> int:
+        """The last of the best places to end a line that starts at ``start`` and can hold up to ``reach``."""
+        if reach >= len(self.parts):
+            return reach
+        best = reach
+        for place in range(reach, start, -1):
+            if self.costs[place] < self.costs[best]:
+                best = place
+            if self.costs[best] == _FREE:
                 break
-            reach = _shrunk(parts, start, end, width, measure)
-        yield line
-        start = end
+        return best
 
-
-def _over_spaces(parts: list[str], end: int) -> int:
-    """White space at the end of a line takes no room."""
-    while end < len(parts) and parts[end].isspace():
-        end += 1
-    return end
-
-
-def _break_at(costs: bytes, start: int, reach: int) -> int:
-    """The last of the best places to end a line that starts at ``start`` and can hold up to ``reach``."""
-    if reach >= len(costs):
-        return reach
-    best = reach
-    for place in range(reach, start, -1):
-        if costs[place] < costs[best]:
-            best = place
-        if costs[best] == _FREE:
-            break
-    return best
-
-
-def _shrunk(parts: list[str], start: int, end: int, width: float, measure: Callable[[str], float]) -> int:
-    """How far a line really reaches, where the sum over its characters promised too much; always before ``end``."""
-    fits, beyond = start + 1, end
-    while beyond - fits > 1:
-        middle = (fits + beyond) // 2
-        if measure("".join(parts[start:middle]).strip()) <= width:
-            fits = middle
-        else:
-            beyond = middle
-    return fits
+    def _shrunk(self, start: int, end: int, width: float) -> int:
+        """How far a line really reaches, where the sum over its characters promised too much; always before ``end``."""
+        fits, beyond = start + 1, end
+        while beyond - fits > 1:
+            middle = (fits + beyond) // 2
+            if self.measure(self._line(start, middle)) <= width:
+                fits = middle
+            else:
+                beyond = middle
+        return fits
 
 
 def _costs(bases: str) -> bytes:
