@@ -136,6 +136,7 @@ def upgrade() -> None:
         sa.Column("episode", sa.Integer(), nullable=False),
         sa.Column("permalink", sqlmodel.sql.sqltypes.AutoString(length=512), nullable=False),
         sa.Column("created_at", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=False),
+        sa.Column("retracted_at", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=True),
         sa.ForeignKeyConstraint(["column"], ["news_column.slug"], name=op.f("fk_story_column")),
         sa.ForeignKeyConstraint(["unit"], ["unit.code"], name=op.f("fk_story_unit")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_story")),
