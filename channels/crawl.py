@@ -85,16 +85,18 @@ class CrawlConfig(ChannelConfig):
     @classmethod
     def _on_one_line(cls, value: str) -> str:
         if value != clean(value) or "\n" in value:
-            raise PydanticCustomError("crawl_not_on_one_line", "must hold no line end and no invisible character")
+            raise PydanticCustomError("crawl_not_on_one_line", "不能含换行和看不见的字符")
         return value
 
     @model_validator(mode="after")
     def _fits_charset(self) -> "CrawlConfig":
         for value in (self.separator, self.lead_in, self.source_tag, self.end_mark):
             if unencodable(value, self.charset):
-                raise PydanticCustomError("crawl_not_in_charset", "must be writable in the charset")
+                raise PydanticCustomError(
+                    "crawl_not_in_charset", "前缀、来源标记、分隔符或句末标点中有该字符集没有的字符"
+                )
         if self.bom and self.charset != "utf-8":
-            raise PydanticCustomError("crawl_bom_needs_utf8", "bom goes with charset utf-8 only")
+            raise PydanticCustomError("crawl_bom_needs_utf8", "只有字符集为 utf-8 时才能写 BOM，请去掉 bom 或改字符集")
         return self
 
 

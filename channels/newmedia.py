@@ -151,9 +151,13 @@ class NewMediaConfig(ChannelConfig):
             parts = urlsplit(value)
             _ = parts.port
         except ValueError as error:
-            raise PydanticCustomError("not_a_web_address", "needs http(s)://host[:port][/path]") from error
+            raise PydanticCustomError(
+                "not_a_web_address", "应为 http:// 或 https:// 开头的完整网址，不带账号、问号和井号"
+            ) from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in value:
-            raise PydanticCustomError("not_a_web_address", "needs http(s)://host[:port][/path]")
+            raise PydanticCustomError(
+                "not_a_web_address", "应为 http:// 或 https:// 开头的完整网址，不带账号、问号和井号"
+            )
         return value.rstrip("/")
 
     @field_validator("secret")
@@ -162,7 +166,9 @@ class NewMediaConfig(ChannelConfig):
         try:
             _key(value.get_secret_value())
         except (ValueError, binascii.Error) as error:
-            raise PydanticCustomError("not_a_signing_secret", "needs whsec_ and base64 of 24 to 64 bytes") from error
+            raise PydanticCustomError(
+                "not_a_signing_secret", "签名密钥应为 whsec_ 加 Base64（24 至 64 字节），请向平台重新索取"
+            ) from error
         return value
 
 
