@@ -106,7 +106,7 @@ def read_markdown(
     findings += [Finding(Severity.WARNING, "picture_unused", {"name": original}) for original in unused]
     plain = texts.clean(texts.from_html(html)).strip()
     if not plain and not seen.pictures:
-        raise Refused("body_empty", where=f"{name}:{body_line}")
+        raise Refused("story_body_empty", where=f"{name}:{body_line}")
     return Draft(
         story=front.corrects or _story_id(name), title=front.title, html=html, text=plain, unit=front.unit,
         column=front.column, short_title=front.short_title, summary=front.summary, byline=front.byline,
@@ -498,7 +498,7 @@ def _pictures(
     made: dict[str, Media] = {}
     taken: set[str] = set()
     for name in [*wanted, *unused]:
-        picture = reencode(given[name], name=name, description=described.get(name) or front.title, limits=limits)
+        picture = reencode(given[name], name=name, description=described.get(name, ""), limits=limits)
         named = replace(picture, name=_free(picture.name, taken))
         made[name] = named
         taken.add(named.name)

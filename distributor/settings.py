@@ -248,7 +248,7 @@ def load_settings(config: Path | None = None) -> Settings:
     fields = {PREFIX + name.upper(): name for name in Settings.model_fields}
     strays = [name for name in sorted(os.environ) if name.upper().startswith(PREFIX) and name.upper() not in fields]
     mistakes = [
-        _unknown("variable_unknown", where="", key=name, known=[*fields, CONFIG_VARIABLE])
+        _unknown("variable_unknown", "variable_unknown_near", where="", key=name, known=[*fields, CONFIG_VARIABLE])
         for name in strays
         if name != CONFIG_VARIABLE and not name.startswith(SECRET_PREFIX)
     ]
@@ -551,7 +551,7 @@ def _mistake(
     loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
     key = _key_path(loc, written or {})
     if kind == "extra_forbidden":
-        return _unknown("key_unknown", where=where, key=key, known=_known_keys(model, loc[:-1]))
+        return _unknown("key_unknown", "key_unknown_near", where=where, key=key, known=_known_keys(model, loc[:-1]))
     if kind == "missing":
         return Unusable("key_missing", where=where, key=key)
     secret = "config" in loc or "database" in loc
@@ -570,12 +570,12 @@ def _mistake(
     )  # fmt: skip
 
 
-def _unknown(code: str, *, where: str, key: str, known: Sequence[str]) -> Unusable:
-    """A name that nobody knows, with the one that was probably meant (``<code>_near``)."""
+def _unknown(code: str, code_near: str, *, where: str, key: str, known: Sequence[str]) -> Unusable:
+    """A name that nobody knows; with ``code_near``, the one that was probably meant."""
     head, dot, last = key.rpartition(".")
     near = difflib.get_close_matches(last, known, n=1)
     if near:
-        return Unusable(f"{code}_near", where=where, key=key, nearest=f"{head}{dot}{near[0]}")
+        return Unusable(code_near, where=where, key=key, nearest=f"{head}{dot}{near[0]}")
     return Unusable(code, where=where, key=key)
 
 
