@@ -1,0 +1,185 @@
+"""One small district for tests of the core: a real database, scripted channels, a frozen clock."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from distributor.channel import Importance, StoryKind, Traits, profile_hash
+from distributor.desk import Desk, Manuscript, Planned
+from distributor.dispatch import Dispatcher, Policy
+from distributor.files import Blobs
+from distributor.model import (
+    Delivery,
+    DeliveryState,
+    Lane,
+    NewsColumn,
+    Outlet,
+    OutletGroup,
+    Person,
+    Unit,
+    UnitKind,
+)
+from distributor.outlets import OutletConfig, OutletRecord, Outlets, OutletStatus
+from distributor.settings import Settings
+from distributor.store import Store, migrate
+from distributor.tally import Tally
+from distributor.testing import FrozenClock, Script, scripted
+
+SHANGHAI = ZoneInfo("Asia/Shanghai")
+SAFE = Traits(idempotent=True, checks=True, absence_proves_after=timedelta(0))
+RISKY = Traits(idempotent=False, checks=True, absence_proves_after=timedelta(minutes=1))
+BLIND = Traits(idempotent=False, checks=False)
+SHELF = Traits(idempotent=True, shelf=20, batch_max=50)
+SITE = Traits(idempotent=True, shelf=20, batch_max=50, gives_permalink=True)
+FEED = Traits(idempotent=True, shelf=20, batch_max=50, holds_permalink=True)
+
+OUTLETS: dict[str, tuple[str, Traits]] = {
+    "safe": ("rmt", SAFE),
+    "risky": ("gxj", RISKY),
+    "blind": ("gxj", BLIND),
+    "led": ("rmt", SHELF),
+    "site": ("rmt", SITE),
+    "feed": ("rmt", FEED),
+}
+
+
+def manuscript(**overrides: Any) -> Manuscript:
+    """A story of the media center; override only what matters."""
+    given: dict[str, Any] = {
+        "title": "停水通知", "html": "<p>今晚停水。</p>", "text": "今晚停水。", "unit": "rmt", "column": "news",
+        "kind": StoryKind.NEWS, "importance": Importance.NORMAL,
+    }  # fmt: skip
+    return Manuscript(**{**given, **overrides})
+
+
+@lru_cache
+def _empty_database() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="distributor-tests-")) / "empty.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@dataclass
+class House:
+    """A district with its parts, and shorthands for what most tests do first."""
+
+    store: Store
+    outlets: Outlets
+    blobs: Blobs
+    clock: FrozenClock
+    desk: Desk
+    dispatcher: Dispatcher
+    tally: Tally
+    settings: Settings
+    scripts: dict[str, Script] = field(default_factory=dict)
+
+    async def approved(self, story: str = "water", author: str = "editor", **overrides: Any) -> None:
+        """Write, submit and sign a story by the whole chain (or what its urgent lane asks)."""
+        await self.desk.write(author, story, manuscript(**overrides))
+        submitted = await self.desk.submit(author, story)
+        if submitted.needs_votes:
+            await self.sign(story)
+
+    async def sign(self, story: str, stages: tuple[str, ...] = ("first", "second", "final")) -> None:
+        for stage in stages:
+            await self.desk.vote(f"{stage}-a", story, stage)
+
+    async def published(self, story: str = "water", to: tuple[str, ...] = ("safe",), **overrides: Any) -> Planned:
+        """Approve, plan and work off what is due."""
+        await self.approved(story, **overrides)
+        planned = await self.desk.plan("editor", story, to)
+        await self.dispatcher.drain()
+        return planned
+
+    async def delivery(self, outlet: str, story: str = "water") -> Delivery:
+        """The newest delivery of a story on an outlet."""
+        async with self.store.read() as tx:
+            return (await tx.deliveries(story_id=story, outlet_id=outlet))[-1]
+
+    async def states(self, story: str = "water") -> dict[str, DeliveryState]:
+        async with self.store.read() as tx:
+            return {row.outlet_id: row.state for row in await tx.deliveries(story_id=story)}
+
+    async def counts(self) -> dict[str, int]:
+        """Net counts of all weeks as ``unit/kind``."""
+        return {f"{week.unit}/{kind}": n for week in await self.tally.week() for kind, n in week.counts.items() if n}
+
+    async def until(self, reached: Callable[[], bool] | None = None, *, most: int = 200) -> None:
+        """Step the clock from due time to due time until nothing is planned (or ``reached``)."""
+        for _ in range(most):
+            at = await self.dispatcher.drain()
+            if at is None or (reached and reached()):
+                return
+            if at > self.clock.now():
+                self.clock.set(at)
+        raise AssertionError("it never came to rest")
+
+
+@asynccontextmanager
+async def open_house(folder: Path, clock: FrozenClock | None = None, **policy: Any) -> AsyncIterator[House]:
+    """A house on ``folder``; opening it again finds what was there."""
+    time = clock or FrozenClock()
+    if not (folder / "distributor.db").exists():
+        shutil.copyfile(_empty_database(), folder / "distributor.db")  # making the tables takes longer than most tests
+    settings = Settings(data_dir=folder, site_url="http://site.example/")
+    store = await Store.open(folder / "distributor.db", time, SHANGHAI)
+    try:
+        scripts = {name: Script() for name in OUTLETS}
+        records = []
+        for name, (unit, traits) in OUTLETS.items():
+            channel = scripted(scripts[name], traits=traits, kind=name)
+            config = OutletConfig(id=name, unit=unit, channel=name, title=name)
+            records.append(OutletRecord(config, OutletStatus.READY, (), channel, profile_hash(channel)))
+        outlets = Outlets(records)
+        async with store.write() as tx:
+            await _people_and_outlets(tx, records)
+        blobs = Blobs(folder / "blobs")
+        yield House(
+            store=store, outlets=outlets, blobs=blobs, clock=time,
+            desk=Desk(store, outlets, blobs, time, settings),
+            dispatcher=Dispatcher(store, outlets, blobs, time, Policy(**policy), spread=lambda: 0.5),
+            tally=Tally(store), settings=settings, scripts=scripts,
+        )  # fmt: skip
+    finally:
+        await store.close()
+
+
+async def _people_and_outlets(tx: Any, records: list[OutletRecord]) -> None:
+    await tx.put(Unit(code="rmt", name="区融媒体中心", kind=UnitKind.MEDIA_CENTER))
+    await tx.put(Unit(code="gxj", name="区工信局", kind=UnitKind.DEPARTMENT))
+    await tx.put(NewsColumn(slug="news", name="要闻"))
+    await tx.put(Person(id="editor", name="编辑甲", unit="rmt", stages=["first"]))
+    await tx.put(Person(id="gxj-writer", name="通讯员甲", unit="gxj"))
+    for stage in ("first", "second", "final", "authority"):
+        for letter in "ab":
+            await tx.put(Person(id=f"{stage}-{letter}", name=f"{stage}{letter}", unit="rmt", stages=[stage]))
+    lanes = await tx.lanes()
+    for record in records:
+        await tx.put(
+            Outlet(id=record.id, unit=record.config.unit, channel=record.config.channel, title=record.id,
+                   profile_hash=record.profile_hash)
+        )  # fmt: skip
+        if record.id not in lanes:
+            await tx.add(Lane(outlet_id=record.id, batch_max=record.traits.batch_max))
+    await tx.put(OutletGroup(id="all", title="全部终端", members=[record.id for record in records]))
+    await tx.put(OutletGroup(id="nobody", title="空分组", members=[]))
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with open_house(tmp_path) as opened:
+        yield opened
+
+
+def at(text: str) -> datetime:
+    """``2021-08-16 08:00`` in the district's time."""
+    return datetime.fromisoformat(text).replace(tzinfo=SHANGHAI)
