@@ -17,8 +17,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from html import escape
 from html.parser import HTMLParser
+from threading import Event, Lock
 from typing import Annotated, ClassVar
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -44,10 +46,11 @@ from distributor.channel import (
     Shelf,
     ShelfItem,
     StoryView,
+    Tools,
     Traits,
 )  # fmt: skip
 from distributor.errors import Unusable
-from distributor.text import one_line
+from distributor.text import from_html, one_line
 
 __all__ = ["FeedItem", "Rss", "RssConfig"]
 
@@ -197,8 +200,8 @@ def _file_name(media: Media) -> str:
 
 def _summary(story: StoryView) -> str:
     """The summary, else the whole first paragraph, else the title: an item with content needs a description."""
-    paragraphs = (line for line in story.text.split("\n") if line.strip())
-    return one_line(story.summary) or one_line(next(paragraphs, "")) or one_line(story.title)
+    paragraphs = (one_line(from_html(found[1])) for found in re.finditer(r"<p>(.*?)</p>", story.html, re.DOTALL))
+    return one_line(story.summary) or next((text for text in paragraphs if text), "") or one_line(story.title)
 
 
 # ── the channel ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,6 +217,10 @@ class Rss(Channel[RssConfig, FeedItem]):
     )  # fmt: skip
     envelope = frozenset({"published_at", "modified_at"})
     version = 1
+
+    def __init__(self, config: RssConfig, tools: Tools) -> None:
+        super().__init__(config, tools)
+        self._writing = Lock()
 
     @property
     def _base_url(self) -> str:
@@ -292,7 +299,7 @@ class Rss(Channel[RssConfig, FeedItem]):
         Raises:
             Misconfigured: the disk refused; whatever was written is whole.
         """
-        await self._on_disk(self._write, shelf)
+        await self._on_disk(partial(self._write, shelf))
         keys = [item.key for item in (*shelf.items, *shelf.changed)]
         return Receipt(
             Proof.LIVE, Level.WRITTEN, shelf.now,
@@ -301,9 +308,20 @@ class Rss(Channel[RssConfig, FeedItem]):
             evidence={"items": len(shelf.items), "file": self._file},
         )  # fmt: skip
 
-    async def _on_disk(self, work: Callable[..., None], *given: object) -> None:
+    async def _on_disk(self, work: Callable[[], None]) -> None:
+        """Run ``work`` in a thread, one at a time: one left over from a cancelled call must not overtake the next."""
+        cancelled = Event()
+
+        def in_turn() -> None:
+            with self._writing:
+                if not cancelled.is_set():
+                    work()
+
         try:
-            await asyncio.to_thread(work, *given)
+            await asyncio.to_thread(in_turn)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
         except Unusable as error:
             raise Misconfigured(error.code, str(error)) from error
         except OSError as error:

@@ -23,9 +23,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from html.parser import HTMLParser
+from threading import Event, Lock
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -58,7 +59,7 @@ from distributor.channel import (
     Traits,
 )  # fmt: skip
 from distributor.errors import Unusable
-from distributor.text import one_line
+from distributor.text import from_html, one_line
 
 __all__ = ["Article", "SiteColumn", "Website", "WebsiteConfig", "fill", "unfill"]
 
@@ -70,7 +71,7 @@ PATH = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.~-]*/)*[A-Za-z0-9_][A-Za-z0-9_.~-
 # What no page may hold: control characters but newline and tab, noncharacters (not allowed in HTML, WHATWG §13.2.3.5)
 # and surrogates, which UTF-8 has no bytes for.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-HOME_NEWEST = 8  # lines in the home page's list of new stories
+HOME_NEWEST = 6  # lines in the home page's list of new stories
 HOME_PER_COLUMN = 6
 URGENT_ON_HOME = 3
 SAMPLE = "待发布"
@@ -197,6 +198,7 @@ class Article(Payload):
     path: str
     permalink: str
     title: str
+    headline: str  # the short title where the editor wrote one: for the strip of urgent stories
     column: str
     column_name: str
     source: str
@@ -244,8 +246,8 @@ def _picture_name(path: str, media: Media) -> str:
 
 def _lead(story: StoryView) -> str:
     """What lists and the Description tag say: the summary, else the whole first paragraph (nothing is cut)."""
-    paragraphs = (line for line in story.text.split("\n") if line.strip())
-    return one_line(story.summary) or next(paragraphs, "").strip()
+    paragraphs = (one_line(from_html(found[1])) for found in re.finditer(r"<p>(.*?)</p>", story.html, re.DOTALL))
+    return one_line(story.summary) or next((text for text in paragraphs if text), "")
 
 
 def _root(path: str) -> str:
@@ -259,6 +261,7 @@ class _Entry:
 
     path: str
     title: str
+    headline: str
     summary: str
     source: str
     cover: str
@@ -290,6 +293,7 @@ class Website(Channel[WebsiteConfig, Article]):
     def __init__(self, config: WebsiteConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self._columns = {column.slug: column for column in config.columns}
+        self._writing = Lock()
 
     @property
     def adapter(self) -> str:
@@ -411,8 +415,8 @@ class Website(Channel[WebsiteConfig, Article]):
             body=Markup("".join(body)),  # noqa: S704 - cleaned by intake, the contract of StoryView.html
         )  # fmt: skip
         payload = Article(
-            path=path, permalink=story.permalink, title=one_line(story.title), column=story.column,
-            column_name=column.name, source=source, summary=_lead(story), cover=first,
+            path=path, permalink=story.permalink, title=one_line(story.title), headline=one_line(story.headline),
+            column=story.column, column_name=column.name, source=source, summary=_lead(story), cover=first,
             corrected=bool(story.correction_note), page=page,
         )  # fmt: skip
         files = [RenditionFile(name, media.media_type, media.data) for name, media in sorted(pictures.items())]
@@ -438,7 +442,7 @@ class Website(Channel[WebsiteConfig, Article]):
         Raises:
             Misconfigured: the disk refused, or templates are missing; whatever was written is whole.
         """
-        await self._on_disk(self._write, shelf)
+        await self._on_disk(partial(self._write, shelf))
         up = {item.key: item.rendition.payload for item in (*shelf.items, *shelf.changed)}
         return Receipt(
             Proof.LIVE, Level.WRITTEN, shelf.now,
@@ -450,9 +454,20 @@ class Website(Channel[WebsiteConfig, Article]):
             },
         )  # fmt: skip
 
-    async def _on_disk(self, work: Callable[..., None], *given: object) -> None:
+    async def _on_disk(self, work: Callable[[], None]) -> None:
+        """Run ``work`` in a thread, one at a time: one left over from a cancelled call must not overtake the next."""
+        cancelled = Event()
+
+        def in_turn() -> None:
+            with self._writing:
+                if not cancelled.is_set():
+                    work()
+
         try:
-            await asyncio.to_thread(work, *given)
+            await asyncio.to_thread(in_turn)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
         except Unusable as error:
             raise Misconfigured(error.code, str(error)) from error
         except OSError as error:
@@ -547,7 +562,8 @@ class Website(Channel[WebsiteConfig, Article]):
             if column in (None, payload.column):
                 published = _minute(item.published_at, self.tools.timezone)
                 yield _Entry(
-                    path=payload.path, title=payload.title, summary=payload.summary, source=payload.source,
+                    path=payload.path, title=payload.title, headline=payload.headline, summary=payload.summary,
+                    source=payload.source,
                     cover=payload.cover, corrected=payload.corrected, published=published, day=published[:10],
                 )  # fmt: skip
 
