@@ -200,7 +200,7 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         """For SQLAlchemy. May hold a password: never log it."""
-        return self.database.get_secret_value() or f"sqlite+aiosqlite:///{self.data_dir / 'distributor.sqlite3'}"
+        return self.database.get_secret_value() or f"sqlite+aiosqlite:///{self.data_dir / 'distributor.db'}"
 
     @property
     def zone(self) -> ZoneInfo:
