@@ -108,8 +108,9 @@ async def call(
         return heard
     failed.detail = _scrubbed(f"{method} {redact(url)} {failed.detail}", url, headers or {})
     failed.args = (f"{failed.code}: {failed.detail}",)
-    # An aiohttp error holds the request with its headers, so a traceback of the chain could print a secret.
-    raise failed from None
+    # Raised outside the except block on purpose: an aiohttp error holds the request with its headers, and as the
+    # context of this one it could print them.
+    raise failed
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> Answer:
@@ -138,8 +139,8 @@ def classify(
 ) -> ChannelError | None:
     """What an answer or a failure to get one means for the item; None is success. Pure; never raises.
 
-    ======================================  ==================================================================
-    refused, unreachable, DNS, no connection  Retryable (``refused``, ``dns``, ``connect_timeout``, ``tls``)
+    ========================================  ================================================================
+    refused, unreachable, DNS, no connection  Retryable (``connection_refused``, ``dns``, ``connect_timeout``, ``tls``)
     silence or a broken pipe after that       InDoubt (``timeout``, ``connection_lost``)
     2xx with another body than promised       InDoubt (``not_json``, ``body_too_big``, ``body_truncated``)
     other 2xx                                 success
@@ -151,7 +152,7 @@ def classify(
     other 4xx                                 Permanent (``http_422`` …)
     500, 502, 504 and other 5xx               InDoubt (``http_500`` …)
     address refused by policy, bad address    Misconfigured (``address_not_allowed``, ``bad_url``, ``certificate``)
-    ======================================  ==================================================================
+    ========================================  ================================================================
 
     A look differs in what can be said at all. In a check, Permanent would say that the platform refused the item,
     which a 400 to a question doesn't: it is InDoubt. A probe sends no item, so nothing of it can be in doubt or
@@ -205,7 +206,7 @@ def _of_failure(error: Exception) -> ChannelError:
     match error:
         case aiohttp.ClientConnectorDNSError() if isinstance(error.os_error, _NotAllowed):
             return Misconfigured("address_not_allowed", str(error.os_error))
-        case aiohttp.InvalidURL():
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
             return Misconfigured("bad_url", name)
         case aiohttp.ClientConnectorCertificateError():
             return Misconfigured("certificate", "its certificate is not valid for this name or not trusted")
@@ -216,7 +217,7 @@ def _of_failure(error: Exception) -> ChannelError:
         case aiohttp.ClientSSLError() | ssl.SSLError():
             return Retryable("tls", "no secure connection could be made")
         case aiohttp.ClientConnectorError():
-            return Retryable("refused", error.os_error.strerror or name)
+            return Retryable("connection_refused", error.os_error.strerror or name)
         case TimeoutError():
             return InDoubt("timeout", "no answer in time")
         case aiohttp.ClientResponseError():
@@ -275,7 +276,10 @@ def redact(url: str) -> str:
 
 def _scrubbed(words: str, url: str, headers: Mapping[str, str]) -> str:
     """``words`` without what we sent as a secret: a platform may quote it back to us in its message."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # then nothing was sent either
+        parts = urlsplit("")
     sent = [value for name, value in headers.items() if _SECRET_HEADER.search(name)]
     sent += [word for value in sent for word in value.split()]
     sent += [value for pair in parts.query.split("&") for value in pair.split("=")[1:]]
@@ -293,13 +297,14 @@ class _NotAllowed(OSError):
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+_COMPATIBLE = ipaddress.ip_network("::/96")  # RFC 4291 2.5.5.1, deprecated but routed by some systems; holds ::1, too
 
 
 def _embedded(address: _Address) -> _Address:
-    """The IPv4 address that an IPv6 one stands for (mapped, 6to4, NAT64), else the address without its zone."""
+    """The IPv4 address that an IPv6 one stands for (mapped, compatible, 6to4, NAT64), else it without its zone."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
-    if address in _NAT64:
+    if address in _NAT64 or address in _COMPATIBLE:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or ipaddress.IPv6Address(int(address))
 
