@@ -482,7 +482,9 @@ def _pictures(
     described: dict[str, str] = {}
     for src, alt in seen.pictures.items():
         original = unicodedata.normalize("NFC", unquote(src))
-        if urlsplit(src).scheme or src.startswith("//"):
+        if src[:5].lower() == "data:":
+            raise Refused("picture_inside_text", where=place.line_of("data:"))
+        if src.startswith("//") or "://" in src:
             raise Refused("picture_elsewhere", where=place.line_of(unquote(src)), name=_quoted(src))
         described.setdefault(original, texts.one_line(alt))
     size = re.fullmatch(r"generate (\d{1,5})x(\d{1,5})", front.cover)
