@@ -124,7 +124,14 @@ def test_feed_looks_as_signed(tmp_path: Path) -> None:
         revision=2, cover="hall.png", media=(PICTURE,), summary="1 < 2 & 3", correction_note="“5 份”应为“6 份”。",
         html='<p>见<a href="notices/1.html">通知</a>。</p>',
     )  # fmt: skip
-    reprint = story(story="02 转载", source="上级媒体（示例）", source_url="https://example.org/upper/1", byline="")
+    address = f"{SITE}a/02.html"
+    reprint = story(
+        story="02 转载",
+        permalink=address,
+        source="上级媒体（示例）",
+        source_url="https://example.org/upper/1",
+        byline="",
+    )
     data = written(
         channel,
         up(channel, corrected, modified_at=MORNING + timedelta(hours=25)),
