@@ -193,11 +193,16 @@ def _spoken(story: StoryView, line: _Line) -> str:
     title = _in_clauses(_BAR.sub("：", title))
     if story.short_title or not title:
         return title
+    only_label = len(title) <= LABEL_CHARS
     said = _tight(one_line(story.summary))
-    if not said and len(title) <= LABEL_CHARS and "\n" not in story.text.strip():
+    if not said and only_label and "\n" not in story.text.strip():
         said = _tight(one_line(story.text))
     joint = "" if _MARK.search(title) else "。" if "：" in title else "："
-    return title + joint + said if said and len(title + joint + said) <= COMFORTABLE_CHARS else title
+    if said and len(title + joint + said) <= COMFORTABLE_CHARS:
+        return title + joint + said
+    if only_label:
+        line.warn("crawl_only_label", title=title)
+    return title
 
 
 def _compose(story: StoryView, config: CrawlConfig) -> _Line:
@@ -270,7 +275,7 @@ _WRITTEN_OUT = {
     "㎏": "千克", "㎎": "毫克",
     "•": "·", "‧": "·", "∙": "·", "⋅": "·", "●": "·", "·": "・",  # GB 2312's 间隔号, as Python's codec names it
     "—": "―", "–": "-", "−": "-", "‐": "-", "‑": "-", "⸺": "——",  # and its 破折号 (A1AA)
-    "⋯": "…", "〜": "～", "﹏": "＿", "〝": "“", "〞": "”", "＂": "”", "«": "《", "»": "》",
+    "⋯": "…", "〜": "～", "﹏": "＿", "〇": "○", "〝": "“", "〞": "”", "＂": "”", "«": "《", "»": "》",
 } | {chr(0x246A + step): f"（{11 + step}）" for step in range(10)}  # fmt: skip
 _SAFE_FORMS = ("<compat>", "<wide>", "<narrow>", "<font>", "<noBreak>")  # not <super>: 10² is not 102
 

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from typing import Any
@@ -37,7 +37,7 @@ async def outcome(*faults: Fault | Trouble, acting: Acting = Acting.DELIVER, **o
     """What `call` makes of these faults: the answer or the error."""
     async with outlet(*faults) as (lent, server):
         try:
-            given = {"timeout": SOON, "body": b"{}"} | options
+            given: dict[str, Any] = {"timeout": SOON, "body": b"{}"} | options
             return await call(lent, "POST", f"{server.url}/items", acting=acting, **given)
         except ChannelError as error:
             return error
@@ -461,10 +461,9 @@ async def test_an_unknown_name_is_known_not_to_have_gone_out() -> None:
 
 
 @pytest.fixture
-def _proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    return
 
 
 @pytest.mark.usefixtures("_proxy")
