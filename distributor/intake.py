@@ -13,7 +13,7 @@ import struct
 import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from html.parser import HTMLParser
@@ -29,6 +29,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 
 from distributor import text as texts
 from distributor.channel import Finding, Importance, Media, Severity, StoryKind
+from distributor.desk import STORY_ID, Manuscript
 from distributor.errors import Refused
 
 __all__ = ["Draft", "Limits", "generate", "load", "read_markdown", "reencode"]
@@ -51,33 +52,11 @@ DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
-class Draft:
-    """One revision as it came in: everything of a `StoryView` but permalink, revision number and names.
+class Draft(Manuscript):
+    """One revision as it came in. ``findings`` are warnings: what was taken out of text and pictures on the way."""
 
-    ``findings`` are warnings: what was taken out of the text or the pictures on the way in.
-    """
-
-    story: str  # the story's id: of the story that it corrects, else made from the file's name
-    title: str
-    html: str
-    text: str
-    unit: str
-    column: str
-    short_title: str = ""
-    summary: str = ""
-    byline: str = ""
-    source: str = ""
-    source_url: str = ""
-    keywords: tuple[str, ...] = ()
-    kind: StoryKind = StoryKind.NEWS
-    importance: Importance = Importance.NORMAL
-    expires_at: datetime | None = None
-    media: tuple[Media, ...] = ()
-    cover: str = ""  # a name in media
-    corrects: str = ""  # id of the story whose next revision this is
-    correction_note: str = ""
-    own_text: Mapping[str, str] = field(default_factory=dict)
-    findings: tuple[Finding, ...] = ()
+    story: str = ""  # the story's id: of the story that it corrects, else made from the file's name
+    corrects: str = ""  # id of the story whose next revision this is, or ""
 
 
 # ── Markdown with front matter ──────────────────────────────────────────────────────────────────────────────
@@ -132,8 +111,9 @@ def load(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Draft:
             each for each in story.parent.iterdir() if each.suffix.lower() in PICTURE_SUFFIXES and each.is_file()
         )
         if not path.is_dir():
-            mentioned = unquote(data.decode("utf-8", "replace"))
-            beside = [each for each in beside if each.name in mentioned]
+            # Some systems store names decomposed: compare as `_pictures` does.
+            mentioned = unicodedata.normalize("NFC", unquote(data.decode("utf-8", "replace")))
+            beside = [each for each in beside if unicodedata.normalize("NFC", each.name) in mentioned]
         if len(beside) > limits.pictures:
             raise Refused("too_many_pictures", where=story.name, count=len(beside), limit=limits.pictures)
         media = {each.name: _read(each, limits.picture_bytes, "picture_too_big") for each in beside}
@@ -229,7 +209,7 @@ class _FrontMatter:
         self.expires_at = self._moment("expires")
         self.keywords = tuple(word for word in map(self._shown, self._list("keywords")) if word)
         self.cover = self._line("cover")
-        self.corrects = self._slug("corrects", self._line("corrects"))
+        self.corrects = self._slug("corrects", self._line("corrects"), STORY_ID)
         self.correction_note = self._line("correction_note")
         self.own_text = {
             self._slug("own", kind): texts.clean(words).strip() for kind, words in self._table("own").items()
@@ -280,8 +260,8 @@ class _FrontMatter:
             self._wrong(Refused("key_missing", where=self.where(key), key=key))
         return value
 
-    def _slug(self, key: str, value: str) -> str:
-        if value and not SLUG.fullmatch(value):
+    def _slug(self, key: str, value: str, pattern: re.Pattern[str] = SLUG) -> str:
+        if value and not pattern.fullmatch(value):
             self._expected(key, value, "code")
         return value
 
@@ -672,7 +652,7 @@ def generate(width_px: int, height_px: int, *, seed: str, name: str, description
 def _story_id(name: str) -> str:
     """The id that a file's name gives: ``03-service-hall``; for a name in Chinese a short hash of it."""
     stem = unicodedata.normalize("NFC", Path(name).stem)
-    return stem if SLUG.fullmatch(stem) else f"s-{hashlib.sha256(stem.encode()).hexdigest()[:12]}"
+    return stem if STORY_ID.fullmatch(stem) else f"s-{hashlib.sha256(stem.encode()).hexdigest()[:12]}"
 
 
 def _ascii_slug(stem: str) -> str:
