@@ -49,6 +49,7 @@ from distributor.model import (
     Story,
     StoryState,
     Unit,
+    UnitKind,
     Vote,
     VoteDecision,
 )  # fmt: skip
@@ -299,7 +300,7 @@ class Desk:
         made = None
         if not any(each.severity is Severity.ERROR for each in findings):
             made = channel.adapt(view)
-            findings = (*findings, *made.findings)
+            findings = (*findings, *(each for each in made.findings if each not in findings))
             for file in made.files:
                 self._blobs.put(file.data)
         return Adapted(first.config.channel, first.profile_hash, tuple(record.id for record in records), made, findings)
@@ -495,7 +496,7 @@ class Desk:
             _check_times(tx.now, start, end)
             wanted = await self._expand(tx, targets)
             earlier = await _newest(tx, story_id, story.episode)
-            chosen, skipped = await self._choose(tx, wanted, revision, earlier)
+            chosen, skipped = await self._choose(tx, planner, wanted, revision, earlier)
             if not chosen:
                 raise Refused("plan_matches_nothing", story=story_id, skipped=tuple(skipped))
             publication = await self._publish(
@@ -523,18 +524,21 @@ class Desk:
         return list(wanted)
 
     async def _choose(
-        self, tx: Reading, wanted: Iterable[str], revision: Revision, earlier: Mapping[str, Delivery]
+        self, tx: Reading, planner: Person, wanted: Iterable[str], revision: Revision, earlier: Mapping[str, Delivery]
     ) -> tuple[list["_Target"], list[Skipped]]:
         assert revision.id is not None
         renditions = {(row.channel, row.profile_hash): row for row in await tx.renditions(revision.id)}
         approved = await tx.approved_hashes(revision.story_id)
+        anywhere = await _is_media_center(tx, planner)  # other units publish on their own outlets alone
         chosen: list[_Target] = []
         skipped: list[Skipped] = []
         for outlet_id in wanted:
             record = self._outlets.get(outlet_id)
             before = earlier.get(outlet_id)
             rendition = renditions.get((record.config.channel, record.profile_hash))
-            if record.channel is None or not record.config.enabled:
+            if not (anywhere or record.config.unit == planner.unit):
+                skipped.append(Skipped(outlet_id, "not_your_outlet", {"unit": record.config.unit}))
+            elif record.channel is None or not record.config.enabled:
                 skipped.append(Skipped(outlet_id, "outlet_unusable", {"status": str(record.status)}))
             elif before is not None and before.state in FIRST_STATES:
                 skipped.append(Skipped(outlet_id, "has_it_already", {"state": str(before.state)}))
@@ -638,7 +642,7 @@ class Desk:
             hashes = {
                 row.id: row.sha256 for each in await tx.revisions(story_id) for row in await tx.renditions(each.id or 0)
             }
-            chosen, skipped = await self._choose(tx, earlier, revision, {})
+            chosen, skipped = await self._choose(tx, planner, earlier, revision, {})
             same = [
                 target
                 for target in chosen
@@ -845,9 +849,13 @@ def _may_sign(voter: Person, row: Revision, stage: str) -> None:
         raise Refused("own_story", person=voter.id)
 
 
-async def _may_act_for(tx: Reading, person: Person, unit: str) -> None:
+async def _is_media_center(tx: Reading, person: Person) -> bool:
     own = await tx.get(Unit, person.unit)
-    if person.unit != unit and not (own is not None and own.kind == "media_center"):
+    return own is not None and own.kind is UnitKind.MEDIA_CENTER
+
+
+async def _may_act_for(tx: Reading, person: Person, unit: str) -> None:
+    if person.unit != unit and not await _is_media_center(tx, person):
         raise Refused("not_your_unit", person=person.id, unit=unit)
 
 
