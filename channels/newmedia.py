@@ -245,7 +245,7 @@ class NewMedia(Channel[NewMediaConfig, NewMediaPayload]):
     kind = "newmedia"
     Config = NewMediaConfig
     Payload = NewMediaPayload
-    traits = Traits(checks=True, absence_proves_after=timedelta(seconds=60), holds_permalink=True)
+    traits = Traits(checks=True, absence_proves_after=timedelta(seconds=60), expires=False, holds_permalink=True)
     version = 1
 
     def __init__(self, config: NewMediaConfig, tools: Tools) -> None:
@@ -454,7 +454,7 @@ class NewMedia(Channel[NewMediaConfig, NewMediaPayload]):
             kind, news = said["type"], said["data"]
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise Permanent("inbound_unreadable", type(error).__name__) from None
-        if kind not in {"item.published", "item.refused", "item.removed"}:
+        if kind not in ("item.published", "item.refused", "item.removed"):  # no set: it may be any JSON
             return []
         try:
             item = _News.model_validate(news)

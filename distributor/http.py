@@ -222,6 +222,8 @@ def _of_failure(error: Exception) -> ChannelError:
             return InDoubt("timeout", "no answer in time")
         case aiohttp.ClientResponseError():
             return InDoubt("bad_answer", f"what came back is not HTTP ({name})")
+        case _Lost():
+            return InDoubt("connection_lost", f"the connection broke before the answer ({error})")
     return InDoubt("connection_lost", f"the connection broke before the answer ({name})")
 
 
@@ -293,6 +295,10 @@ def _scrubbed(words: str, url: str, headers: Mapping[str, str]) -> str:
 # ── where calls may go ──────────────────────────────────────────────────────────────────────────────────────
 class _NotAllowed(OSError):
     """An OSError, so that aiohttp carries it out of a name lookup as it carries any other failure."""
+
+
+class _Lost(aiohttp.ClientConnectionError):
+    """A connection that broke under a request. aiohttp would repeat a GET, PUT or DELETE after its own two errors."""
 
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -377,11 +383,12 @@ def session(
     ``limit`` is the number of connections at once. ``resolver`` asks names (the system's by default); its answers
     are checked all the same. Call it in a running loop and close it at the end.
 
-    Connections are not kept for a next request: a server that closes an idle one just as it is used again leaves
+    A request is sent once, whatever its method; aiohttp alone would repeat some. Connections are not kept for a next
+    request: a server that closes an idle one just as it is used again leaves
     the core with an item in doubt that never reached the server.
     """
 
-    async def literal_is_allowed(
+    async def checked_and_sent_once(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         # aiohttp asks no resolver for a literal address, so it is checked here. Forms that are none to
@@ -390,13 +397,18 @@ def session(
         literal = ":" in host or host.replace(".", "").isdigit()
         if literal and not policy.allows(host, host):
             raise Misconfigured("address_not_allowed", f"{host} is not a public address and not allowed")
-        return await handler(request)
+        try:
+            return await handler(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            raise _Lost(type(error).__name__) from error
 
     connector = aiohttp.TCPConnector(
         limit=limit, force_close=True,
         resolver=_CheckedResolver(policy, resolver if resolver is not None else aiohttp.ThreadedResolver()),
     )  # fmt: skip
     return aiohttp.ClientSession(
-        connector=connector, connector_owner=True, middlewares=(literal_is_allowed,), trust_env=False,
+        connector=connector, connector_owner=True, middlewares=(checked_and_sent_once,), trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=DEFAULT_TIMEOUT.total_seconds()),
     )  # fmt: skip

@@ -229,6 +229,14 @@ async def test_unreadable_json_is_in_doubt(body: bytes) -> None:
     assert found.code == "not_json"
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "POST"])
+async def test_a_request_is_sent_once_whatever_breaks(method: str) -> None:
+    async with outlet(Trouble.ANSWER_LOST) as (lent, server):
+        with pytest.raises(InDoubt, match="connection_lost"):
+            await call(lent, method, server.url, acting=Acting.DELIVER, timeout=SOON)
+        assert len(server.requests) == 1
+
+
 async def test_no_cookie_is_kept_and_header_names_are_in_lower_case() -> None:
     async with outlet(Fault.answer(200, body=b"{}", Set_Cookie="a=1", X_Odd_Case="y")) as (lent, server):
         first = await call(lent, "GET", server.url, acting=Acting.CHECK, timeout=SOON)
