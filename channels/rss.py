@@ -212,7 +212,7 @@ class Rss(Channel[RssConfig, FeedItem]):
     Config: ClassVar[type[ChannelConfig]] = RssConfig
     Payload: ClassVar[type[Payload]] = FeedItem
     traits = Traits(
-        idempotent=True, withdraws=True, corrects=True, expires=True, holds_permalink=True,
+        idempotent=True, withdraws=True, corrects=True, expires=False, holds_permalink=True,
         shelf=50, batch_max=500, deadline=timedelta(seconds=30),
     )  # fmt: skip
     envelope = frozenset({"published_at", "modified_at"})

@@ -284,7 +284,7 @@ class Website(Channel[WebsiteConfig, Article]):
     Config: ClassVar[type[ChannelConfig]] = WebsiteConfig
     Payload: ClassVar[type[Payload]] = Article
     traits = Traits(
-        idempotent=True, withdraws=True, corrects=True, expires=True, gives_permalink=True,
+        idempotent=True, withdraws=True, corrects=True, expires=False, gives_permalink=True,
         shelf=200, batch_max=500, deadline=timedelta(seconds=60),
     )  # fmt: skip
     envelope = frozenset({"published_at", "modified_at"})
@@ -407,6 +407,8 @@ class Website(Channel[WebsiteConfig, Article]):
             summary=_lead(story),
             image=self.config.base_url + first if first else "",
             permalink=story.permalink,
+            # A site keeps what it published: what has run out stays readable and says so.
+            valid_until=story.expires_at.astimezone(self.tools.timezone) if story.expires_at else None,
             correction_note=story.correction_note,
             cover=on_top and {
                 "path": _picture_name(path, on_top), "description": on_top.description,

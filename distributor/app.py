@@ -76,7 +76,7 @@ async def open_distributor(
     public, blobs = settings.data_dir / "public", Blobs(settings.data_dir / "blobs")
     session = http.session(http.OutboundPolicy(settings.outbound_allow))
     try:
-        store = await Store.open(settings.data_dir / "distributor.db", time, timezone)
+        store = await Store.open(_database_file(settings), time, timezone)
         try:
             configs = [
                 OutletConfig(
@@ -99,6 +99,18 @@ async def open_distributor(
             await store.close()
     finally:
         await session.close()
+
+
+def _database_file(settings: Settings) -> Path:
+    """The SQLite file that the settings name.
+
+    Raises:
+        Unusable: ``database_not_sqlite``: this version keeps a district in one SQLite file.
+    """
+    scheme, _, path = settings.database_url.partition(":///")
+    if not scheme.startswith("sqlite") or not path:
+        raise Unusable("database_not_sqlite", scheme=scheme.partition("://")[0])
+    return Path(path)
 
 
 async def _sync(tx: Writing, district: District, outlets: Outlets) -> None:

@@ -27,6 +27,7 @@ from distributor.channel import Finding, Severity
 from distributor.clock import SimulatedClock
 from distributor.desk import Planned, Submitted
 from distributor.errors import Unusable
+from distributor.files import Folder
 from distributor.messages import assets_root, explain_finding, reason, word
 from distributor.model import Delivery, DeliveryState, LedgerKind, Reason, ReceiptRow
 from distributor.sandbox import Mishap, Sandbox, Trick
@@ -68,21 +69,23 @@ async def run(*, data_dir: Path, build_dir: Path, port: int, once: bool, console
     Raises:
         Unusable: ``port_taken``, or whatever keeps the product from starting.
     """
-    if data_dir.exists():
-        shutil.rmtree(data_dir)
+    data_dir = await asyncio.to_thread(_emptied, data_dir)
     clock = SimulatedClock(START)
     sandbox = Sandbox(clock, seed=20210816, review_seconds=REVIEW_SECONDS)
     async with sandbox.running() as platform, _listening(port) as (runner_of, public_url):
         district = load_district(assets_root() / "demo" / "district.toml", fill=_fill(public_url, platform, sandbox))
-        settings = Settings(data_dir=data_dir, public_url=public_url, outbound_allow=("127.0.0.1",))
+        # The demo is the same for everybody: no variable of the machine changes it.
+        settings = Settings(
+            _env_prefix="DISTRIBUTOR_DEMO_ONLY_",
+            data_dir=data_dir, public_url=public_url, outbound_allow=("127.0.0.1",),
+        )  # fmt: skip
         async with open_distributor(settings, district, clock) as core:
             await runner_of(make_app(core, read_only=True))
             console.print(f"[bold]示例市云川区[/]（虚构）  模拟时钟从 {_local(START)} +08:00 开始")
             played = await _play(core, sandbox, console)
             summary = await _summary(core, played, public_url, platform)
-            build_dir.mkdir(parents=True, exist_ok=True)
-            path = build_dir / "summary.json"
-            path.write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
+            text = json.dumps(summary, ensure_ascii=False, indent=1)
+            path = await asyncio.to_thread(Folder(build_dir).write, "summary.json", text.encode())
             await _report(core, played, console)
             console.print(f"\n汇总写入 {path}，现在（模拟）是 {_local(clock.now())}")
             if not once:
@@ -91,6 +94,11 @@ async def run(*, data_dir: Path, build_dir: Path, port: int, once: bool, console
                 )
                 await _until_interrupted()
     return 0
+
+
+def _emptied(data_dir: Path) -> Path:
+    shutil.rmtree(data_dir, ignore_errors=True)
+    return data_dir.absolute()
 
 
 def _fill(public_url: str, platform: str, sandbox: Sandbox) -> dict[str, str]:
@@ -186,7 +194,7 @@ async def _summary(core: Distributor, played: Played, public_url: str, platform:
         rows = await tx.deliveries()
         ids = [row.id for row in rows if row.id is not None]
         receipts, attempts = await tx.receipts(ids), await tx.attempts(ids)
-        hashes = {}
+        hashes: dict[int | None, str | None] = {}
         stories = []
         for story in await tx.stories():
             revisions = await tx.revisions(story.id)
@@ -274,7 +282,7 @@ async def _report(core: Distributor, played: Played, console: Console) -> None:
     for row in rows:
         newest[(row.outlet_id, row.story_id)] = row
     _print_findings(played, console)
-    _print_matrix(core.district, newest, console)
+    _print_matrix(core.district, newest, core.clock.now(), console)
     _print_troubles(core.district, rows, console)
     _print_withdrawal(core.district, newest, receipts, console)
     await _print_week(core, console)
@@ -289,23 +297,27 @@ def _print_findings(played: Played, console: Console) -> None:
         console.print(f"  {each['story']} → {'、'.join(each['outlets'])}：{each['words']}", highlight=False)
 
 
-def _print_matrix(district: District, newest: Mapping[tuple[str, str], Delivery], console: Console) -> None:
+def _print_matrix(
+    district: District, newest: Mapping[tuple[str, str], Delivery], now: datetime, console: Console
+) -> None:
     stories = sorted({story for _outlet, story in newest})
     table = Table(
         "终端", *[story[:2] for story in stories], "最近回执", title="各终端现况", title_justify="left", pad_edge=False
     )
     for outlet in district.outlets:
         mine = [newest.get((outlet.id, story)) for story in stories]
-        cells = ["[dim]拒收[/]" if row is None else _short(row) for row in mine]
+        cells = ["[dim]拒收[/]" if row is None else _short(row, now) for row in mine]
         last = max((row for row in mine if row and row.live_at), key=lambda row: row.live_at or START, default=None)
         table.add_row(outlet.title, *cells, _local(last.live_at) if last and last.live_at else "—")
     console.print()
     console.print(table)
 
 
-def _short(row: Delivery) -> str:
+def _short(row: Delivery, now: datetime) -> str:
     if row.state is DeliveryState.RECALLED and row.reason is Reason.ENDED:
         return "[dim]到期[/]"
+    if row.state is DeliveryState.LIVE and row.until is not None and row.until <= now:
+        return "[dim]过期[/]"
     if row.state is DeliveryState.LIVE and row.version > 1:
         return "[green]更正[/]"
     return SHORT.get(row.state, word("state.delivery", row.state))
