@@ -652,9 +652,10 @@ class Desk:
             targets = await self._supersede(tx, person, [each for each in chosen if each not in same], earlier)
             if not targets and not same:
                 raise Refused("plan_matches_nothing", story=story_id, skipped=tuple(skipped))
+            corrected = (await tx.publications(story_id))[-1]  # a rehearsal's correction is a rehearsal
             publication = await self._publish(
-                tx, planner, story, revision, targets, go_at=tx.now, until=revision.expires_at, origin=Origin.DESK,
-                rehearsal=False,
+                tx, planner, story, revision, targets, go_at=tx.now, until=revision.expires_at,
+                origin=corrected.origin, rehearsal=corrected.rehearsal,
             )  # fmt: skip
             assert publication.id is not None
             outlets = tuple(each.outlet_id for each in targets)
@@ -766,8 +767,10 @@ class Desk:
             if to in proofs:
                 evidence = {"by": person, "note": note}
                 receipt = Receipt(proofs[to], Level.REPORTED, tx.now, row.external_id, url or row.url, evidence)
+            traits = self._outlets.get(row.outlet_id).traits
+            ends = row.until if to is DeliveryState.LIVE and traits.expires and traits.withdraws else None
             return await tx.witness(
-                row, to, person=person, receipt=receipt, action="resolve", next_at=tx.now if to in again else None
+                row, to, person=person, receipt=receipt, action="resolve", next_at=tx.now if to in again else ends
             )
 
     async def hold(self, person: str, why: str, *, except_stories: Sequence[str] = ()) -> None:

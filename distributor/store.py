@@ -47,7 +47,6 @@ from distributor.files import Blobs
 from distributor.model import (
     DELIVERY_MOVES,
     FINAL,
-    NOT_ON,
     WITHDRAWAL_PRIORITY,
     Action,
     Actor,
@@ -176,7 +175,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Landing:
-    """What a settlement does to a row, given the state that it has by now."""
+    """What a settlement does to a row, given the state that it has by now. None: only the receipt is kept."""
 
     path: tuple[DeliveryState, ...]  # states to walk through; empty: it stays
     reason: Reason
@@ -185,27 +184,22 @@ class Landing:
     off: bool = False
 
 
-def land(state: DeliveryState, settled: Settled, *, was_doubted: bool) -> Landing:
+def land(state: DeliveryState, settled: Settled, *, was_doubted: bool) -> Landing | None:
     """Where a settled attempt takes a row whose state may have been changed by a person meanwhile. Pure."""
-    state_d, proof = DeliveryState, settled.receipt.proof if settled.receipt else None
-    if state == settled.work.state or settled.to is None:
-        to = settled.to
-        if to is None:
+    known, proof, to = DeliveryState, settled.receipt.proof if settled.receipt else None, settled.to
+    if state == settled.work.state:
+        if to is None or to == state:
             return Landing((), settled.reason, settled.next_at)
-        path: tuple[DeliveryState, ...] = (to,) if to != state else ()
-        if to is state_d.RECALLED and state in (state_d.LIVE, state_d.ACCEPTED):
-            path = (state_d.RECALLING, to)
-        if to is state_d.IN_DOUBT and state is state_d.LIVE:
-            path = (state_d.RECALLING, to)
-        return Landing(path, settled.reason, settled.next_at, live=to is state_d.LIVE, off=to is state_d.RECALLED)
-    if state is state_d.RECALLING:  # withdrawn while the call was out
-        if proof is Proof.GONE:
-            return Landing((state_d.RECALLED,), Reason.WITHDRAWN, None, off=True)
-        never = settled.to in NOT_ON and proof is None and not was_doubted and not settled.doubt
-        if never:
-            return Landing((state_d.CANCELLED,), Reason.WITHDRAWN, None)
+        passes = state in (known.LIVE, known.ACCEPTED) and to in (known.RECALLED, known.IN_DOUBT)
+        by = (known.RECALLING,) if passes and not (state is known.ACCEPTED and to is known.IN_DOUBT) else ()
+        return Landing((*by, to), settled.reason, settled.next_at, live=to is known.LIVE, off=to is known.RECALLED)
+    if state is known.RECALLING:  # withdrawn while the call was out
+        if proof is Proof.GONE and settled.action is Action.WITHDRAW:
+            return Landing((known.RECALLED,), Reason.WITHDRAWN, None, off=True)
+        if proof is None and not (was_doubted or settled.doubt or settled.work.started):
+            return Landing((known.CANCELLED,), Reason.WITHDRAWN, None)  # it is known not to have gone out
         return Landing((), Reason.WITHDRAWN, settled.ended_at, live=proof is Proof.LIVE)
-    return Landing((), Reason.NONE, None)
+    return None
 
 
 @dataclass(frozen=True)
@@ -755,6 +749,8 @@ class Writing(Reading):
         landing = land(before, settled, was_doubted=row.doubted_at is not None)
         assert row.id is not None
         await self._close_attempts(row.id, settled)
+        if landing is None:  # somebody else has settled it meanwhile
+            return Hit(row.id, row.outlet_id, before, before, applied=True)
         values: dict[str, Any] = {
             "next_at": landing.next_at, "code": settled.code, "detail": settled.detail[:512], "waits_for": None,
         }  # fmt: skip
