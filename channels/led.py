@@ -23,7 +23,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from functools import cache, cached_property, partial
@@ -197,6 +197,11 @@ class _Face:
         if (across, self.times) != (1, 1):
             ink = ink.resize((ink.width * across, ink.height * self.times), Image.Resampling.NEAREST)
         left, top = (box[0] - margin) * across, (box[1] - 2 * margin) * self.times + self.base
+        if (
+            self.mode == "1"
+        ):  # rows of dots stand close: a tail moves up rather than into the next row or off the screen
+            ink = ink.crop((0, 0, ink.width, min(ink.height, self.cell_px)))
+            top = min(max(top, 0), self.cell_px - ink.height)
         return _Glyph(ink, left, top, advance * across)
 
 
@@ -246,10 +251,11 @@ def _dots(fonts: Path, px: int) -> _Face:
 
 @cache
 def _crisp(fonts: Path, px: int) -> _Face:
-    """Noto Sans SC without grey, small enough that descenders stay inside the cell."""
-    font_px = max(16, round(px * 0.94))
+    """Noto Sans SC without grey, small enough that rows may touch."""
+    font_px = round(px * 0.92)
     weight = "Regular" if px < 24 else "Bold"
-    return _Face(fonts / f"NotoSansSC-{weight}.otf", px, font_px, round(px * 0.80 if px >= 24 else 14), 1, "1", {})
+    base = round(px * 0.5 + font_px * 0.385)  # Chinese characters stand in the middle of the cell
+    return _Face(fonts / f"NotoSansSC-{weight}.otf", px, font_px, base, 1, "1", {})
 
 
 @cache
@@ -318,7 +324,7 @@ class _Sheet:
     head: tuple[str, ...] = ()
     foot: tuple[str, ...] = ()
     boxes: tuple[tuple[tuple[int, int, int, int], _Fill], ...] = ()
-    picture: tuple[tuple[int, int, int, int], Image.Image] | None = None
+    picture: tuple[int, int, Image.Image] | None = None
     dwell_ms: int = DWELL_LEAST_MS
 
 
@@ -425,18 +431,26 @@ class _Strip:
     def _set(self, lead: str, texts: Sequence[str]) -> tuple[int, list[str], list[str]]:
         """The size and the lines: the largest size that shows all on one page, else the screen's usual one."""
         for px in sorted((px for px in self.sizes if px >= self.usual_px), reverse=True):
-            type_ = _strip_type(self.fonts, px)
-            if px > self.usual_px and self.config.width_px // px < STRIP_CHARS_PER_LINE // 2:
-                continue
-            if px > self.usual_px and sum(map(type_.width, texts)) > self.config.width_px * (
-                self.config.height_px // px
-            ):
+            type_, rows = _strip_type(self.fonts, px), self.config.height_px // px
+            few = self.config.width_px // px < STRIP_CHARS_PER_LINE // 2
+            if px > self.usual_px and (few or sum(map(type_.width, texts)) > self.config.width_px * rows):
                 continue
             heads = balance_lines(lead, self.config.width_px, type_.width)
-            lines = [line for text in texts for line in balance_lines(text, self.config.width_px, type_.width)]
-            if px == self.usual_px or len(heads) + len(lines) <= self.config.height_px // px:
+            lines = [line for text in texts for line in self._lines(text, type_, rows)]
+            if px == self.usual_px or len(heads) + len(lines) <= rows:
                 return px, heads, lines
         raise AssertionError("the usual size always ends the search")
+
+    def _lines(self, text: str, type_: _Type, rows: int) -> list[str]:
+        """Lines of one paragraph; where it takes several pages, each page holds whole phrases if that costs no page."""
+        width = self.config.width_px
+        lines = balance_lines(text, width, type_.width, more=1 if rows == 1 else 0)
+        pages = -(-len(lines) // rows)
+        if rows == 1 or pages == 1:
+            return lines
+        by_page = [balance_lines(part, width, type_.width) for part in balance_lines(text, width * rows, type_.width)]
+        whole = len(by_page) == pages and all(len(page) <= rows for page in by_page)
+        return [line for page in by_page for line in page] if whole else lines
 
     def _sheet(self, set_lines: Sequence[tuple[str, bool]], px: int, theme: _Theme) -> _Sheet:
         type_ = _strip_type(self.fonts, px)
@@ -455,7 +469,73 @@ class _Strip:
 
 URGENT_LABEL = "紧急通知"
 CUT_MARK = "（有删节）"
-_SENTENCE_END = re.compile(r".*[。！？…](?:[”’』」）》]*)", re.DOTALL)
+_SENTENCE_END = re.compile(r".*[。！][”’』」）》]*", re.DOTALL)
+BOARD_LEADINGS = (1.5, 1.35)  # line pitch in character heights: the usual one, and the closest that still reads well
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of running text."""
+
+    text: str
+    indent: int
+    starts: bool  # a paragraph
+    ends: bool  # a paragraph
+
+    @property
+    def is_row(self) -> bool:
+        return "  " in self.text
+
+    @property
+    def is_heading(self) -> bool:
+        return self.starts and self.ends and self.text[-1] not in "。！？；……”）》"
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """Lines at one pitch and how many of them stand on each page."""
+
+    pitch: int
+    lines: tuple[_Line, ...]
+    counts: tuple[int, ...]
+    total: int
+    shown: int
+
+
+def _paged(lines: Sequence[_Line], first: int, later: int) -> list[int]:
+    """How many lines stand on each of as few pages as can be: a page rather ends with a paragraph or a sentence, never
+    with a heading, and pages are about equally full. ``first`` may be 0: then a title stands alone."""
+    if len(lines) <= first or not lines:
+        return [len(lines)]
+    rooms = [first] + [later] * (-(-(len(lines) - first) // later))
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    for number, room in enumerate(rooms):
+        reached: dict[int, tuple[float, list[int]]] = {}
+        for start, (weight, counts) in best.items():
+            for count in range(1 if room else 0, min(room, len(lines) - start) + 1):
+                end = start + count
+                last = number == len(rooms) - 1
+                if last != (end == len(lines)):
+                    continue
+                spare = ((room - count) / room) ** 2 if room else 0.0
+                total = weight + 3 * spare + (0.0 if last or not count else _page_cut(lines, end, count))
+                if end not in reached or total < reached[end][0]:
+                    reached[end] = (total, [*counts, count])
+        best = reached
+    return best[len(lines)][1]
+
+
+def _page_cut(lines: Sequence[_Line], end: int, count: int) -> float:
+    """How much a page that ends before line ``end`` hurts the reading."""
+    before, after = lines[end - 1], lines[end]
+    heads_table = before.is_row and after.is_row and (end < 2 or not lines[end - 2].is_row)
+    if heads_table or (before.is_heading and not before.is_row and not after.is_heading):
+        return 4.0
+    if after.starts:
+        return 0.0
+    lonely = before.starts or after.ends  # one line of a paragraph apart from the rest
+    sentence = before.text[-1] in "。！？；"
+    return (0.5 if sentence else 1.0) + (0.5 if lonely and count > 1 else 0.0)
 
 
 class _Board:
@@ -479,7 +559,6 @@ class _Board:
         self.title_lines_max = 2 if self.width >= self.height else 3
         self.margin = self.px
         self.measure_px = self.width - 2 * self.margin
-        self.pitch = round(self.px * 1.5)
         self.bar = round(self.small_px * 1.6)
 
     def plan(self, story: StoryView) -> _Plan:
@@ -502,52 +581,52 @@ class _Board:
         return (self.title_lines_max + 1) * (self.measure_px // self.px)
 
     def _flow(self, page: "_BoardPage", paragraphs: Sequence[str]) -> tuple[list[_Sheet], list[Finding]]:
-        """Text lines over pages: as many as needed, not more than the cap."""
-        rows, rows_later = page.rows(first=True), page.rows(first=False)
-        has_cover = page.picture is not None
-        if has_cover or rows < 2:
-            rows = 0  # the title stands alone
-        room = rows + (BOARD_PAGES_MAX - 1) * rows_later
-        lines, total, shown = self._lines(paragraphs, room)
-        findings = []
-        if shown < total:
-            findings.append(_warning("led_text_cut", chars=total, shown=shown, pages_max=BOARD_PAGES_MAX))
-        counts = [min(rows, len(lines))]
-        left = len(lines) - counts[0]
-        if left == 1 and counts[0] > 2:
-            counts[0], left = counts[0] - 1, 2  # no page for one line alone
-        if left:
-            counts += _evenly(left, rows_later)
+        """Text lines over pages: not more than the cap; the lines move closer where that saves a page."""
+        flows = [self._flow_at(page, paragraphs, round(self.px * leading)) for leading in BOARD_LEADINGS]
+        flow = min(flows, key=lambda one: (one.total - one.shown, len(one.counts)))
         sheets, start = [], 0
-        for number, count in enumerate(counts, 1):
-            sheets.append(page.sheet(lines[start : start + count], number, len(counts)))
+        for number, count in enumerate(flow.counts, 1):
+            lines = flow.lines[start : start + count]
+            sheets.append(page.sheet(lines, number, len(flow.counts), flow.pitch))
             start += count
-        return sheets, findings
+        cut = flow.shown < flow.total
+        facts = {"chars": flow.total, "shown": flow.shown, "pages_max": BOARD_PAGES_MAX}
+        return sheets, [_warning("led_text_cut", **facts)] if cut else []
 
-    def _lines(self, paragraphs: Sequence[str], room: int) -> tuple[list[tuple[str, int]], int, int]:
-        """Lines as (text, indent), at most ``room`` of them, with how many characters there were and are shown.
+    def _flow_at(self, page: "_BoardPage", paragraphs: Sequence[str], pitch: int) -> "_Flow":
+        rows, rows_later = page.rows(pitch, first=True), page.rows(pitch, first=False)
+        if page.picture is not None or rows < 2:
+            rows = 0  # the title stands alone
+        lines, total, shown = self._lines(paragraphs, rows + (BOARD_PAGES_MAX - 1) * rows_later)
+        return _Flow(pitch, tuple(lines), tuple(_paged(lines, rows, rows_later)), total, shown)
+
+    def _lines(self, paragraphs: Sequence[str], room: int) -> tuple[list[_Line], int, int]:
+        """At most ``room`` lines, with how many characters there were and how many are shown.
 
         What doesn't fit is cut after a sentence, and the last line says so.
         """
         measure, indent = _board_type(self.fonts, self.px).width, 2 * self.px
         total = sum(map(_count, paragraphs))
-        lines: list[tuple[str, int]] = []
+        lines: list[_Line] = []
         for paragraph in paragraphs:
             # twice the room in half-width letters is more than the room holds: a line of more is never needed
             part = paragraph[: 2 * room * (self.measure_px // self.px + 2)]
-            broken = break_lines(part, self.measure_px, measure, indent=indent)
-            lines += [(line, 0 if at else indent) for at, line in enumerate(broken)]
+            first = 0 if "  " in part else indent  # rows of a table stand at the margin
+            broken = break_lines(part, self.measure_px, measure, indent=first)
+            for at, line in enumerate(broken):
+                lines.append(_Line(line, 0 if at else first, starts=at == 0, ends=at == len(broken) - 1))
             if len(lines) > room:
                 break
         if len(lines) <= room:
-            return lines, total, sum(_count(line) for line, _ in lines)
+            return lines, total, sum(_count(line.text) for line in lines)
         kept = lines[: room - 1]
         for at in range(len(kept) - 1, max(len(kept) - 6, 0), -1):
-            ended = _SENTENCE_END.match(kept[at][0])
+            ended = _SENTENCE_END.match(kept[at].text)
             if ended:
-                kept = [*kept[:at], (ended[0], kept[at][1])]
+                kept = [*kept[:at], replace(kept[at], text=ended[0], ends=True)]
                 break
-        return [*kept, (CUT_MARK, indent)], total, sum(_count(line) for line, _ in kept)
+        mark = _Line(CUT_MARK, indent, starts=True, ends=True)
+        return [*kept, mark], total, sum(_count(line.text) for line in kept)
 
 
 BALANCED_TITLE_MAX = 200
@@ -616,12 +695,12 @@ class _BoardPage:
         lines, type_ = (self.title_lines, self.big) if first else (self.later_lines, self.later)
         return round(len(lines) * type_.px * 1.3 + self.board.px * 0.5) if lines else 0
 
-    def rows(self, *, first: bool) -> int:
+    def rows(self, pitch: int, *, first: bool) -> int:
         """How many lines of text stand below the title."""
-        room = self.bottom - self.top - self._title_height(first=first) + self.board.pitch - self.board.px
-        return max(0 if first else 1, room // self.board.pitch)
+        room = self.bottom - self.top - self._title_height(first=first) + pitch - self.board.px
+        return max(0 if first else 1, room // pitch)
 
-    def sheet(self, lines: Sequence[tuple[str, int]], number: int, of: int) -> _Sheet:
+    def sheet(self, lines: Sequence[_Line], number: int, of: int, pitch: int) -> _Sheet:
         board, theme, first = self.board, self.theme, number == 1
         title, type_ = (self.title_lines, self.big) if first else (self.later_lines, self.later)
         boxes = [((0, 0, board.width, board.height), theme.ground), ((0, 0, board.width, board.bar), theme.band)]
@@ -632,29 +711,32 @@ class _BoardPage:
             x = board.width - board.margin - self.small.width(count)
             runs.append(_Run(count, x, above, self.small, theme.band_text))
         picture, y = None, self.top
-        text_height = len(lines) * board.pitch - (board.pitch - board.px) if lines else 0
+        text_height = len(lines) * pitch - (pitch - board.px) if lines else 0
         spare = self.bottom - self.top - self._title_height(first=first) - text_height
         if first and self.picture is not None:
-            box = (board.margin, y, board.width - board.margin, y + max(board.px, spare - board.px // 4))
-            picture, y = (box, self.picture), box[3] + board.px // 4 + board.px // 4
+            gap = board.px // 2
+            fitted = ImageOps.contain(self.picture, (board.measure_px, max(1, spare - gap)), Image.Resampling.LANCZOS)
+            y += max(0, spare - gap - fitted.height) // 2
+            picture = ((board.width - fitted.width) // 2, y, fitted)
+            y += fitted.height + gap
         elif of == 1 or not lines:
             y += max(0, spare) // 2
-        for line in title:
-            x = max(0, (board.width - type_.width(line)) // 2)
-            runs.append(_Run(line, x, y, type_, theme.head))
+        for text in title:
+            x = max(0, (board.width - type_.width(text)) // 2)
+            runs.append(_Run(text, x, y, type_, theme.head))
             y += round(type_.px * 1.3)
         y += round(board.px * 0.5) if title else 0
-        for line, indent in lines:
-            runs.append(_Run(line, board.margin + indent, y, self.body, theme.text))
-            y += board.pitch
+        for line in lines:
+            runs.append(_Run(line.text, board.margin + line.indent, y, self.body, theme.text))
+            y += pitch
         y = board.height - self._foot_height + (board.bar - board.small_px) // 2
         boxes.append(((board.margin, board.height - self._foot_height, board.width - board.margin,
                        board.height - self._foot_height + max(1, board.px // 32)), theme.rule))  # fmt: skip
-        for line in self.foot:
-            x = board.width - board.margin - self.small.width(line)
-            runs.append(_Run(line, x, y, self.small, theme.quiet))
+        for text in self.foot:
+            x = board.width - board.margin - self.small.width(text)
+            runs.append(_Run(text, x, y, self.small, theme.quiet))
             y += board.bar
-        texts = tuple(line for line, _ in lines)
+        texts = tuple(line.text for line in lines)
         least = PICTURE_DWELL_LEAST_MS if picture else DWELL_LEAST_MS
         return _Sheet(
             tuple(runs), texts, tuple(title), tuple(self.foot), tuple(boxes), picture,
@@ -678,10 +760,8 @@ def _page(config: LedConfig, sheet: _Sheet) -> Image.Image:
     for box, fill in sheet.boxes:
         page.paste(fill, box)
     if sheet.picture is not None:
-        (left, top, right, bottom), picture = sheet.picture
-        fitted = ImageOps.contain(picture, (right - left, bottom - top), Image.Resampling.LANCZOS)
-        at = (left + (right - left - fitted.width) // 2, top + (bottom - top - fitted.height) // 2)
-        page.paste(fitted.convert("RGB"), at, fitted.getchannel("A"))
+        left, top, picture = sheet.picture
+        page.paste(picture.convert("RGB"), (left, top), picture.getchannel("A"))
     for run in sheet.runs:
         run.type.draw(page, run.x, run.y, run.text, run.fill)
     return page
@@ -860,9 +940,9 @@ def _contact_sheet(rendition: Rendition[LedPayload], payload: LedPayload, label:
 
 
 def _lamps(picture: Image.Image, times: int) -> Image.Image:
-    """Each dot so many times as large; from three times on with a dark seam, as lamps on a board."""
+    """Each dot so many times as large; from four times on with a dark seam, as lamps on a board."""
     large = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-    if times >= 3:
+    if times >= 4:
         pen = ImageDraw.Draw(large)
         for x in range(times - 1, large.width, times):
             pen.line(((x, 0), (x, large.height)), fill=(12, 12, 12))

@@ -312,23 +312,27 @@ def break_lines(text: str, width: float, measure: Callable[[str], float], *, ind
     return lines
 
 
-def balance_lines(text: str, width: float, measure: Callable[[str], float]) -> list[str]:
-    """Like `break_lines` with the same number of lines, but for headlines: lines of like width that end with a phrase.
+def balance_lines(text: str, width: float, measure: Callable[[str], float], *, more: int = 0) -> list[str]:
+    """Like `break_lines`, but for headlines: lines of like width that end with a phrase. Same laws.
 
-    A line rather ends at a space or after a mark than inside a phrase. Same laws. A paragraph longer than
-    ``BALANCED_CHARS_MAX`` is broken as running text.
+    A line rather ends at a space or after a mark than inside a phrase, and never between the parts of a moment
+    ("19日", "6时") where that can be helped. As many lines as `break_lines` needs, or up to ``more`` more of them where
+    that saves a phrase. A paragraph longer than ``BALANCED_CHARS_MAX`` is broken as running text.
     """
     widths: dict[str, float] = {}
     lines: list[str] = []
     for paragraph in text.split("\n"):
         if paragraph.strip():
-            lines += _Paragraph(paragraph, measure, widths).balanced(width)
+            lines += _Paragraph(paragraph, measure, widths).balanced(width, more)
     return lines
 
 
 BALANCED_CHARS_MAX = 120
 # What an uneven line weighs, what an end inside a phrase, after a comma, and before the last character of a phrase.
 _RAGGED, _AFTER_WORD, _AFTER_COMMA, _LONELY = 4.0, 1.0, 0.25, 0.5
+_IN_MOMENT, _ONE_MORE = 4.0, 1.5  # an end inside a moment; a line more than needed
+_MOMENT_PART = re.compile(r"\d[年月日号时点分]$")
+_PHRASE_ENDS = frozenset("。！？|｜")
 _COMMAS = frozenset("，、：；,;:——…”》）")
 
 
@@ -348,10 +352,10 @@ class _Paragraph:
         ends = self._ends(width, first_width)
         return (self._line(start, end) for start, end in pairwise([0, *ends]))
 
-    def balanced(self, width: float) -> Iterator[str]:
+    def balanced(self, width: float, more: int) -> Iterator[str]:
         ends = list(self._ends(width, width))
         if len(ends) > 1 and len(self.parts) <= BALANCED_CHARS_MAX:
-            ends = self._even_ends(width, ends)
+            ends = self._even_ends(width, ends, more)
         return (self._line(start, end) for start, end in pairwise([0, *ends]))
 
     def _ends(self, width: float, first_width: float) -> Iterator[int]:
@@ -368,32 +372,53 @@ class _Paragraph:
             yield end
             start, room = end, width
 
-    def _even_ends(self, width: float, ends: list[int]) -> list[int]:
+    def _even_ends(self, width: float, ends: list[int], more: int) -> list[int]:
         """The best ends of as many lines: a shortest path over all places where a line may end."""
-        places = sorted({*ends, *(at for at in range(1, len(self.parts)) if self.costs[at] == _FREE)})
+        count = len(self.parts)
+        places = sorted({*ends, *(at for at in range(1, count) if self.costs[at] == _FREE)})
+        cuts = {at: self._cut(at) for at in places}
         best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
-        for _ in ends:
+        done: list[tuple[float, list[int]]] = []
+        for number in range(len(ends) + more):
             reached: dict[int, tuple[float, list[int]]] = {}
             for start, (weight, path) in best.items():
+                first = self._over_spaces(start)
                 for end in places:
-                    if end <= start:
+                    if end <= first:
                         continue
-                    line = self._line(start, end)
-                    room = width - self.measure(line)
-                    if room < 0 and end - start > 1:
+                    room = width - self._extent(first, end)
+                    if room < 0 and end - first > 1:
                         break
-                    total = weight + _RAGGED * (room / width) ** 2 + (self._phrase(line, end) if line else _RAGGED)
+                    total = weight + _RAGGED * (room / width) ** 2 + cuts[end]
                     if end not in reached or total < reached[end][0]:
                         reached[end] = (total, [*path, end])
             best = reached
-        return best[len(self.parts)][1] if len(self.parts) in best else ends
+            if count in best and number + 1 >= len(ends):
+                weight, path = best[count]
+                done.append((weight + _ONE_MORE * (number + 1 - len(ends)), path))
+        fitting = [(weight, path) for weight, path in done if self._fits([0, *path], width)]
+        return min(fitting)[1] if fitting else ends
 
-    def _phrase(self, line: str, end: int) -> float:
+    def _extent(self, start: int, end: int) -> float:
+        """About how wide a line is, from the widths of its characters."""
+        while end > start and self.parts[end - 1].isspace():
+            end -= 1
+        return self.edges[end] - self.edges[start]
+
+    def _fits(self, ends: list[int], width: float) -> bool:
+        return all(end - start == 1 or self.measure(self._line(start, end)) <= width for start, end in pairwise(ends))
+
+    def _cut(self, end: int) -> float:
         """How much a line end at ``end`` cuts into a phrase."""
-        if end == len(self.parts) or self.parts[end].isspace() or self.parts[end - 1].isspace() or line[-1] in "。！？":
+        if end == len(self.parts) or self.parts[end].isspace() or self.parts[end - 1].isspace():
             return 0.0
-        if line[-1] in _COMMAS:
+        last, following = self.parts[end - 1][0], self.parts[end][0]
+        if last in _PHRASE_ENDS:
+            return 0.0
+        if last in _COMMAS:
             return _AFTER_COMMA
+        if following.isdecimal() and _MOMENT_PART.search("".join(self.parts[max(0, end - 2) : end])):
+            return _IN_MOMENT
         lonely = end + 1 < len(self.parts) and self.parts[end + 1][0] in _NO_START
         return _AFTER_WORD + (_LONELY if lonely else 0.0)
 
