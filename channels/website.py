@@ -266,6 +266,7 @@ class _Entry:
     source: str
     cover: str
     corrected: bool
+    ended: bool  # its time has run out; the page stays, the lists say so
     published: str
     day: str
 
@@ -486,7 +487,7 @@ class Website(Channel[WebsiteConfig, Article]):
             path = one.rendition.payload.path
             if path not in window and path not in changed:  # else it went up again in a new episode
                 self._take_down(path, one.reason)
-        self._write_lists(shelf.items)
+        self._write_lists(shelf.items, shelf.now)
 
     def _put_up(self, item: ShelfItem[Article]) -> None:
         """Pictures and style first, so that no reader meets a page without them."""
@@ -522,30 +523,31 @@ class Website(Channel[WebsiteConfig, Article]):
             if f"{pictures}/{name}" not in kept:
                 self.tools.folder.remove(f"{pictures}/{name}")
 
-    def _write_lists(self, items: Sequence[ShelfItem[Article]]) -> None:
+    def _write_lists(self, items: Sequence[ShelfItem[Article]], now: datetime) -> None:
         folder = self.tools.folder
         folder.write(self._style_file.name, self._style_file.data)
         names = {column.slug: column.name for column in self.config.columns}
         for item in items:
             names.setdefault(item.rendition.payload.column, item.rendition.payload.column_name)
         columns = [self._column(slug, name) for slug, name in names.items()]
-        entries = {column.slug: tuple(self._entries(items, column.slug)) for column in columns}
+        entries = {column.slug: tuple(self._entries(items, now, column.slug)) for column in columns}
         for column in columns:
             path = f"{column.slug}/index.html"
             page = self._render(
                 "column.html", path, navigation=columns, here=column.slug, column=column, entries=entries[column.slug]
             )
             folder.write(path, page.encode())
-        folder.write("index.html", self._home(items, [_Block(one, entries[one.slug]) for one in columns]).encode())
+        home = self._home(items, now, [_Block(one, entries[one.slug]) for one in columns])
+        folder.write("index.html", home.encode())
         # A column that nobody configured and that is empty now must not keep listing what was taken down.
         for stale in folder.root.glob("*/index.html"):
             if stale.parent.name not in names:
                 folder.remove(f"{stale.parent.name}/index.html")
 
-    def _home(self, items: Sequence[ShelfItem[Article]], blocks: Sequence[_Block]) -> str:
-        every = list(self._entries(items))
+    def _home(self, items: Sequence[ShelfItem[Article]], now: datetime, blocks: Sequence[_Block]) -> str:
+        every = list(self._entries(items, now))
         with_importance = list(zip(items, every, strict=True))
-        urgent = [entry for item, entry in with_importance if item.importance is Importance.URGENT]
+        urgent = [one for item, one in with_importance if item.importance is Importance.URGENT and not one.ended]
         key = [entry for item, entry in with_importance if item.importance is Importance.KEY]
         return self._render(
             "home.html", "",
@@ -558,7 +560,9 @@ class Website(Channel[WebsiteConfig, Article]):
             blocks=[_Block(block.column, block.entries[:HOME_PER_COLUMN]) for block in blocks],
         )  # fmt: skip
 
-    def _entries(self, items: Iterable[ShelfItem[Article]], column: str | None = None) -> Iterator[_Entry]:
+    def _entries(
+        self, items: Iterable[ShelfItem[Article]], now: datetime, column: str | None = None
+    ) -> Iterator[_Entry]:
         for item in items:
             payload = item.rendition.payload
             if column in (None, payload.column):
@@ -566,7 +570,8 @@ class Website(Channel[WebsiteConfig, Article]):
                 yield _Entry(
                     path=payload.path, title=payload.title, headline=payload.headline, summary=payload.summary,
                     source=payload.source,
-                    cover=payload.cover, corrected=payload.corrected, published=published, day=published[:10],
+                    cover=payload.cover, corrected=payload.corrected,
+                    ended=item.expires_at is not None and item.expires_at <= now, published=published, day=published[:10],
                 )  # fmt: skip
 
 

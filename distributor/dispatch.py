@@ -89,8 +89,10 @@ def step(work: Work, traits: Traits, now: datetime) -> Step:
             return Step(Action.WITHDRAW, reason=Reason.ENDED)
         case DeliveryState.ACCEPTED | DeliveryState.IN_DOUBT:
             return Step(Action.CHECK) if traits.checks else Step(to=DeliveryState.IN_DOUBT, reason=Reason.SILENT)
-        case DeliveryState.LIVE:
+        case DeliveryState.LIVE if traits.expires:
             return Step(Action.WITHDRAW, reason=Reason.ENDED)
+        case DeliveryState.LIVE:
+            return Step(Action.SHOW)  # it stays, but its lists say from now on that it has run out
         case DeliveryState.RECALLING if not traits.withdraws:
             return Step(to=DeliveryState.IN_DOUBT, reason=work.reason)
         case DeliveryState.RECALLING:
@@ -109,7 +111,7 @@ class Attempted:
 
     work: Work
     token: str  # of the lease
-    action: Action  # DELIVER, WITHDRAW or CHECK; a shelf's rows are judged as DELIVER or WITHDRAW
+    action: Action  # DELIVER, WITHDRAW, CHECK; SHOW for a row of a shelf that only is to be shown anew
     reason: Reason  # of a withdrawal
     started_at: datetime
     ended_at: datetime
@@ -123,6 +125,9 @@ def judge(attempted: Attempted, traits: Traits, policy: Policy, spread: float) -
             return _judge_withdraw(attempted, policy, spread)
         case Action.CHECK:
             return _judge_check(attempted, traits, policy, spread)
+        case Action.SHOW:
+            again = None if isinstance(attempted.answer, Receipt) else _later(attempted, policy, spread)
+            return _settled(attempted, "retry" if again else "live", next_at=again)
         case _:
             return _judge_deliver(attempted, traits, policy, spread)
 
@@ -165,7 +170,8 @@ def _broken(attempted: Attempted, policy: Policy, given_up: DeliveryState) -> Se
 
 
 def _after_live(work: Work, traits: Traits) -> datetime | None:
-    return work.until if traits.expires and traits.withdraws else None
+    """When the machine acts on a live row next: at its end it comes down, or (a shelf that keeps it) is marked."""
+    return work.until if (traits.expires and traits.withdraws) or traits.shelf else None
 
 
 def _judge_deliver(attempted: Attempted, traits: Traits, policy: Policy, spread: float) -> Settled:
@@ -267,7 +273,7 @@ def shelf_of(
             published_at=work.first_live_at or now, modified_at=now, expires_at=work.until,
             importance=work.importance,
         )
-        for work, action in due if action is not Action.WITHDRAW
+        for work, action in due if action is Action.DELIVER
     )  # fmt: skip
     reasons = {Reason.ENDED: GoneReason.ENDED}
     gone = tuple(

@@ -40,6 +40,7 @@ RISKY = Traits(idempotent=False, checks=True, absence_proves_after=timedelta(min
 BLIND = Traits(idempotent=False, checks=False)
 SHELF = Traits(idempotent=True, shelf=20, batch_max=50)
 SITE = Traits(idempotent=True, shelf=20, batch_max=50, gives_permalink=True)
+ARCHIVE = Traits(idempotent=True, shelf=20, batch_max=50, expires=False)
 FEED = Traits(idempotent=True, shelf=20, batch_max=50, holds_permalink=True)
 
 OUTLETS: dict[str, tuple[str, Traits]] = {
@@ -49,6 +50,7 @@ OUTLETS: dict[str, tuple[str, Traits]] = {
     "led": ("rmt", SHELF),
     "site": ("rmt", SITE),
     "feed": ("rmt", FEED),
+    "archive": ("rmt", ARCHIVE),
 }
 
 

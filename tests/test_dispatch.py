@@ -13,7 +13,7 @@ async def test_an_approved_story_goes_to_every_kind_of_outlet_and_is_counted(hou
     await house.published(to=("all",))
     await house.until()
     assert set((await house.states()).values()) == {S.LIVE}
-    assert await house.counts() == {"rmt/publish": 4, "gxj/pushed": 2, "rmt/submitted": 1}
+    assert await house.counts() == {"rmt/publish": 5, "gxj/pushed": 2, "rmt/submitted": 1}
 
 
 async def test_a_refused_connection_is_retried_and_counted_once(house: House) -> None:
@@ -208,3 +208,16 @@ async def test_a_site_that_stays_down_does_not_hold_the_others_for_ever(house: H
     row = await house.delivery("feed")
     assert row.state is S.LIVE
     assert row.live_at == began + timedelta(minutes=10)
+
+
+async def test_a_shelf_that_keeps_what_has_run_out_is_shown_anew_at_its_end(house: House) -> None:
+    await house.approved()
+    end = house.clock.now() + timedelta(hours=3)
+    await house.desk.plan("editor", "water", ["archive"], until=end)
+    await house.until()
+    shelves = house.scripts["archive"].asked("show")
+    assert [shelf.now for shelf in shelves] == [end - timedelta(hours=3), end]
+    assert [item.key for item in shelves[1].items] == ["water.archive.e1"]
+    assert shelves[1].changed == ()
+    row = await house.delivery("archive")
+    assert (row.state, row.next_at) == (S.LIVE, None)

@@ -657,3 +657,18 @@ def test_another_look_is_another_profile(tmp_path: Path) -> None:
 def test_the_feed_is_announced(tmp_path: Path) -> None:
     folder = put(site(tmp_path))
     assert page(folder, "index.html").xpath("//link[@rel='alternate']/@href") == [f"{BASE}feed/rss.xml"]
+
+
+def test_what_has_run_out_stays_readable_and_the_lists_say_so(tmp_path: Path) -> None:
+    end = MORNING + timedelta(hours=1)
+    website = site(tmp_path)
+    one = up(website, article(expires_at=end), importance=Importance.URGENT, expires_at=end)
+    folder = put(website, one)
+    before = folder.read("index.html") or b""
+    put(website, one, changed=(), now=end)
+    after = folder.read("index.html") or b""
+    assert b'class="urgent"' in before
+    assert "已过期".encode() not in before
+    assert b'class="urgent"' not in after
+    assert "已过期".encode() in after
+    assert "有效期至".encode() in (folder.read(one.rendition.payload.path) or b"")
