@@ -50,6 +50,7 @@ __all__ = [
 
 PREFIX = "DISTRIBUTOR_"
 CONFIG_VARIABLE = "DISTRIBUTOR_CONFIG"
+PERSON_VARIABLE = "DISTRIBUTOR_PERSON"  # who acts, where the command line does not say it
 SECRET_PREFIX = "DISTRIBUTOR_SECRET_"  # noqa: S105 - names of variables for outlets' secrets, free to choose
 DEFAULT_FILE = Path("distributor.toml")
 
@@ -247,10 +248,11 @@ def load_settings(config: Path | None = None) -> Settings:
 
     fields = {PREFIX + name.upper(): name for name in Settings.model_fields}
     strays = [name for name in sorted(os.environ) if name.upper().startswith(PREFIX) and name.upper() not in fields]
+    known = [*fields, CONFIG_VARIABLE, PERSON_VARIABLE]
     mistakes = [
-        _unknown("variable_unknown", "variable_unknown_near", where="", key=name, known=[*fields, CONFIG_VARIABLE])
+        _unknown("variable_unknown", "variable_unknown_near", where="", key=name, known=known)
         for name in strays
-        if name != CONFIG_VARIABLE and not name.startswith(SECRET_PREFIX)
+        if name not in (CONFIG_VARIABLE, PERSON_VARIABLE) and not name.startswith(SECRET_PREFIX)
     ]
 
     class FromFile(Settings):
