@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from distributor import counting
 from distributor.channel import (
     Artefact,
     Finding,
@@ -245,10 +244,7 @@ class Desk:
                     revision, RevisionState.APPROVED, person=person, action="nothing_changed", closed_at=tx.now
                 )
             if revision.number == 1:
-                happening = counting.Happening(
-                    counting.Fact.SUBMITTED, story_id, story_now.episode, tx.now, story_now.unit, level="own"
-                )
-                await tx.append(happening, channel="", delivery_id=None, evidence={"revision": 1})
+                await tx.submitted(story_now)
             findings = tuple(_as_finding(each) for each in revision.findings)
             return Submitted(story_id, revision.number, revision.state, adapted, needs, findings)
 

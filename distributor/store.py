@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from zoneinfo import ZoneInfo
 
 import alembic.command
@@ -25,6 +25,7 @@ from sqlalchemy import (
     Connection,
     CursorResult,
     and_,
+    bindparam,
     case,
     event,
     exists,
@@ -34,6 +35,8 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.sql.elements import ColumnElement
@@ -61,6 +64,7 @@ from distributor.model import (
     LedgerLine,
     NewsColumn,
     NewsLevel,
+    Origin,
     Outlet,
     OutletGroup,
     Person,
@@ -98,6 +102,8 @@ HOLD: Any = Hold
 WEEK: Any = Week
 STORY: Any = Story
 PUBLICATION: Any = Publication
+O: Any = Outlet  # noqa: E741
+PERSON: Any = Person
 
 
 # ── what the machine is handed and hands back ───────────────────────────────────────────────────────────────
@@ -673,18 +679,20 @@ class Writing(Reading):
                 D.next_at <= self.now, ~approved(D.story_id, N.sha256),
             )
         )  # fmt: skip
-        for delivery_id in stopped.scalars().all():
-            await self._step(
-                delivery_id, DeliveryState.QUEUED, DeliveryState.CANCELLED, reason=Reason.UNAPPROVED, next_at=None
-            )
+        rows = await self._present(list(stopped.scalars()))
+        values: dict[str, Any] = {"reason": Reason.UNAPPROVED, "next_at": None, "waits_for": None}
+        await self._apply([_Change(row, (DeliveryState.CANCELLED,), dict(values)) for row in rows.values()])
 
     async def _free(self, outlet_ids: Iterable[str], token: str) -> None:
+        await self._unlease(outlet_ids, token)
+        await self.rearm(outlet_ids)
+
+    async def _unlease(self, outlet_ids: Iterable[str], token: str) -> None:
         chosen = sorted(set(outlet_ids))
         await self._change(
             update(Lane).where(L.outlet_id.in_(chosen), L.lease_token == token)
             .values(lease_token=None, lease_until=None)
         )  # fmt: skip
-        await self.rearm(chosen)
 
     # ── start
     async def start(self, works: Sequence[tuple[Work, str, Action]]) -> frozenset[int]:
@@ -719,148 +727,172 @@ class Writing(Reading):
         """Write how attempts ended: states, receipts, attempts and ledger lines, each only under its own lease."""
         if not batch:
             return []
-        ids = [settled.work.delivery_id for settled in batch]
-        found = await self._session.execute(
-            select(Delivery, L.lease_token).join(Lane, L.outlet_id == D.outlet_id).where(D.id.in_(ids))
-        )
-        present = {row.id: (row, token) for row, token in found}
+        present = await self._present([settled.work.delivery_id for settled in batch])
         hits: list[Hit] = []
-        touched: set[str] = set()
+        ended: list[Settled] = []
+        changes: list[_Change] = []
+        freed: dict[str, set[str]] = {}
         for settled in batch:
-            row, token = present[settled.work.delivery_id]
-            if settled.receipt is not None:
-                await self._keep(row.id, settled.receipt)
-            if token != settled.token:
+            row = present[settled.work.delivery_id]
+            if row.lease_token != settled.token:
                 hits.append(Hit(row.id, row.outlet_id, row.state, row.state, applied=False))
                 continue
-            hits.append(await self._settle_one(row, settled, touched))
-        by_token: dict[str, set[str]] = {}
-        for settled, hit in zip(batch, hits, strict=True):
-            if hit.applied and not settled.keeps_lease:
-                by_token.setdefault(settled.token, set()).add(settled.work.outlet_id)
-        for token, outlets in by_token.items():
-            await self._free(outlets, token)
-        if touched:
-            await self.rearm(touched)
+            ended.append(settled)
+            if not settled.keeps_lease:
+                freed.setdefault(settled.token, set()).add(row.outlet_id)
+            landing = land(row.state, settled, was_doubted=row.doubted_at is not None)
+            if landing is None:  # somebody else has settled it meanwhile
+                hits.append(Hit(row.id, row.outlet_id, row.state, row.state, applied=True))
+                continue
+            changes.append(_change_of(row, settled, landing))
+            hits.append(Hit(row.id, row.outlet_id, row.state, changes[-1].after, applied=True))
+        # A receipt is kept whoever holds the lease by now.
+        await self._keep([(one.work.delivery_id, one.receipt) for one in batch if one.receipt is not None])
+        await self._end_attempts(ended)
+        touched = await self._apply(changes)
+        for settled in ended:
+            if settled.probe_at is not None:
+                await self._pause(settled)
+            if settled.hold_until is not None:
+                await self._hold_lane(settled.work.outlet_id, settled.hold_until)
+        for token, outlets in freed.items():
+            await self._unlease(outlets, token)
+        await self.rearm(touched.union(*freed.values(), (change.row.outlet_id for change in changes)))
         return hits
 
-    async def _settle_one(self, row: Delivery, settled: Settled, touched: set[str]) -> Hit:
-        before = row.state
-        landing = land(before, settled, was_doubted=row.doubted_at is not None)
-        assert row.id is not None
-        await self._close_attempts(row.id, settled)
-        if landing is None:  # somebody else has settled it meanwhile
-            return Hit(row.id, row.outlet_id, before, before, applied=True)
-        values: dict[str, Any] = {
-            "next_at": landing.next_at, "code": settled.code, "detail": settled.detail[:512], "waits_for": None,
-        }  # fmt: skip
-        values["tries"] = 0 if landing.path or settled.outcome in ("live", "accepted", "gone") else row.tries + 1
-        if settled.probe_at is not None:
-            values |= {"broken": row.broken + 1, "tries": row.tries}
-            await self._pause(row.outlet_id, settled)
-        if landing.reason is not Reason.NONE:
-            values["reason"] = landing.reason
-        if settled.doubt:
-            values["doubted_at"] = row.doubted_at or settled.ended_at
-        elif settled.absent or (landing.path and landing.path[-1] is not DeliveryState.IN_DOUBT):
-            values["doubted_at"] = None
-        if receipt := settled.receipt:
-            values |= {
-                "external_id": receipt.external_id or row.external_id,
-                "url": receipt.urls.get(row.key, receipt.url) or row.url,
-                "envelope": {**row.envelope, **receipt.envelope},
-            }
-        if landing.live and row.live_at is None:
-            values |= await self._went_live(row, settled, touched)
-        if landing.off:
-            values["off_at"] = settled.receipt.at if settled.receipt else settled.ended_at
-        state = before
-        for state_after in landing.path[:-1]:
-            await self._step(row.id, state, state_after)
-            state = state_after
-        after = landing.path[-1] if landing.path else state
-        await self._step(row.id, state, after, **values)
-        await self._after(row, after, values, touched)
-        if settled.hold_until is not None:
-            await self._change(update(Lane).where(L.outlet_id == row.outlet_id).values(hold_until=settled.hold_until))
-        return Hit(row.id, row.outlet_id, before, after, applied=True)
+    async def _present(self, ids: Sequence[int]) -> dict[int, "_Present"]:
+        """The deliveries as they are now, with what counting needs to know about each."""
+        columns = [getattr(D, name) for name in _Present.OWN]
+        found = await self._session.execute(
+            select(*columns, L.lease_token, O.unit, O.counts, O.channel, O.level, STORY.column, PUBLICATION.origin,
+                   PUBLICATION.rehearsal, PERSON.unit.label("planner_unit"))
+            .join(Lane, L.outlet_id == D.outlet_id)
+            .join(Outlet, O.id == D.outlet_id)
+            .join(Story, STORY.id == D.story_id)
+            .join(Publication, PUBLICATION.id == D.publication_id)
+            .join(Person, PERSON.id == PUBLICATION.planned_by)
+            .where(D.id.in_(ids))
+        )  # fmt: skip
+        return {row.id: _Present(**row._mapping) for row in found}
 
-    async def _step(self, delivery_id: int, before: DeliveryState, after: DeliveryState, **values: Any) -> None:
-        """One machine's move, checked against the table and conditional on the state it starts from."""
-        if before != after:
-            assert may_move(DeliveryState, before, after, Actor.MACHINE), f"{before} -> {after} is not in the table"
-            values["state"] = after
-        changed = await self._change(update(Delivery).where(D.id == delivery_id, D.state == before).values(**values))
-        assert changed == 1, f"delivery {delivery_id} was not {before} inside its own transaction"
+    async def _apply(self, changes: Sequence["_Change"]) -> set[str]:
+        """Write changes of deliveries and all that follows from them; returns the outlets whose rows were let go."""
+        if not changes:
+            return set()
+        live = [change for change in changes if change.fact is counting.Fact.LIVE]
+        await self._take_the_place(live)
+        rows = []
+        for change in changes:
+            state = change.row.state
+            for after in change.path:
+                allowed = may_move(DeliveryState, state, after, change.actor)
+                assert allowed, f"{state} -> {after} is not in the table"
+                state = after
+            rows.append({"b_id": change.row.id, "b_before": change.row.state, "state": state, **change.values})
+        await self._update_each(rows)
+        final = [c for c in changes if c.path and (c.after in FINAL or c.after is DeliveryState.FAILED)]
+        touched = await self._release(live, final)
+        await self._count([change for change in changes if change.fact is not None])
+        return touched
 
-    async def _went_live(self, row: Delivery, settled: Settled, touched: set[str]) -> dict[str, Any]:
-        """A version is live for the first time: the one that it supersedes gives its place, others stop waiting."""
-        assert settled.receipt is not None
-        at, first = settled.receipt.at, row.first_live_at
-        if row.supersedes is not None:
-            earlier = await self.get(Delivery, row.supersedes)
-            assert earlier is not None
-            first = first or earlier.first_live_at
+    async def _update_each(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        table = Delivery.__table__  # type: ignore[attr-defined]
+        for columns in {tuple(row) for row in rows}:
+            some = [row for row in rows if tuple(row) == columns]
+            values: Any = {name: bindparam(name) for name in columns if not name.startswith("b_")}
+            statement = (
+                update(table)
+                .where(table.c.id == bindparam("b_id"), table.c.state == bindparam("b_before"))
+                .values(values)
+            )
+            connection = await self._session.connection()
+            result = await connection.execute(statement, some)
+            assert result.rowcount == len(some), "a delivery changed inside the transaction that had read it"
+
+    async def _take_the_place(self, live: Sequence["_Change"]) -> None:
+        """What a version that is live supersedes gives it its place, and its first time on air."""
+        by_earlier = {change.row.supersedes: change for change in live if change.row.supersedes is not None}
+        if not by_earlier:
+            return
+        found = await self._session.execute(select(D.id, D.state, D.first_live_at).where(D.id.in_(by_earlier)))
+        replaced = []
+        for earlier in found:
+            change = by_earlier[earlier.id]
+            if change.row.first_live_at is None and earlier.first_live_at is not None:
+                change.values["first_live_at"] = earlier.first_live_at
             if earlier.state is DeliveryState.LIVE:
-                await self._step(
-                    row.supersedes, DeliveryState.LIVE, DeliveryState.REPLACED,
-                    reason=Reason.CORRECTED, off_at=at, next_at=None,
+                assert may_move(DeliveryState, DeliveryState.LIVE, DeliveryState.REPLACED, Actor.MACHINE)
+                replaced.append(
+                    {"b_id": earlier.id, "b_before": DeliveryState.LIVE, "state": DeliveryState.REPLACED,
+                     "reason": Reason.CORRECTED, "off_at": change.values["live_at"], "next_at": None}
                 )  # fmt: skip
-        touched |= await self._release(row, on_live=True)
-        await self.count(row, counting.Fact.LIVE, at, settled.receipt)
-        return {"live_at": at, "first_live_at": first or at}
+        await self._update_each(replaced)
 
-    async def _after(self, row: Delivery, after: DeliveryState, values: Mapping[str, Any], touched: set[str]) -> None:
-        if after in FINAL or after is DeliveryState.FAILED:
-            touched |= await self._release(row, on_live=False)
-        if after is DeliveryState.RECALLED and values.get("reason", row.reason) is Reason.WITHDRAWN:
-            await self.count(row, counting.Fact.WITHDRAWN, values["off_at"], None)
-        if after is DeliveryState.REMOVED:
-            await self.count(row, counting.Fact.REMOVED, values.get("off_at") or self.now, None)
-
-    async def _release(self, row: Delivery, *, on_live: bool) -> set[str]:
-        """Let go what waited for ``row``: its correction always; those that hold its permalink once it is live."""
-        waiting = [D.waits_for == row.id, D.state == DeliveryState.QUEUED]
-        if not on_live:
-            waiting.append(D.supersedes == row.id)
-        found = set((await self._session.execute(select(D.outlet_id).where(*waiting))).scalars())
+    async def _release(self, live: Sequence["_Change"], final: Sequence["_Change"]) -> set[str]:
+        """Let go what waited: a correction always; what holds a permalink only once that is live."""
+        ids = {change.row.id for change in live}
+        over = {change.row.id for change in final}
+        if not ids and not over:
+            return set()
+        waiting = and_(
+            D.state == DeliveryState.QUEUED,
+            or_(D.waits_for.in_(ids), and_(D.waits_for.in_(over), D.supersedes == D.waits_for)),
+        )
+        found = set((await self._session.execute(select(D.outlet_id).where(waiting))).scalars())
         if found:
-            await self._change(
-                update(Delivery).where(*waiting)
-                .values(waits_for=None, next_at=case((D.go_at > self.now, D.go_at), else_=self.now))
-            )  # fmt: skip
+            later = case((D.go_at > self.now, D.go_at), else_=self.now)
+            await self._change(update(Delivery).where(waiting).values(waits_for=None, next_at=later))
         return found
 
-    async def _close_attempts(self, delivery_id: int, settled: Settled) -> None:
-        ended = {
-            "ended_at": settled.ended_at, "outcome": settled.outcome, "code": settled.code,
-            "detail": settled.detail[:512],
-        }  # fmt: skip
-        closed = await self._change(
-            update(Attempt).where(A.delivery_id == delivery_id, A.ended_at.is_(None))
-            .values(**ended)
+    async def _end_attempts(self, ended: Sequence[Settled]) -> None:
+        """Close the attempts that had been started; write the others as a whole, now that they are over."""
+        if not ended:
+            return
+        ids = [settled.work.delivery_id for settled in ended]
+        open_ones = await self.open_attempts(ids)
+        table = Attempt.__table__  # type: ignore[attr-defined]
+        closing = [
+            {"b_id": one.work.delivery_id, "ended_at": one.ended_at, "outcome": one.outcome, "code": one.code,
+             "detail": one.detail[:512]}
+            for one in ended if one.work.delivery_id in open_ones
+        ]  # fmt: skip
+        if closing:
+            statement = (
+                update(table)
+                .where(table.c.delivery_id == bindparam("b_id"), table.c.ended_at.is_(None))
+                .values({name: bindparam(name) for name in closing[0] if name != "b_id"})
+            )
+            await (await self._session.connection()).execute(statement, closing)
+        await self.add_many(
+            Attempt,
+            [
+                {"delivery_id": one.work.delivery_id, "lease_token": one.token, "action": one.action,
+                 "started_at": one.started_at, "ended_at": one.ended_at, "outcome": one.outcome, "code": one.code,
+                 "detail": one.detail[:512]}
+                # One found started by a dead worker is closed above; looking at it was an attempt of its own.
+                for one in ended if one.work.delivery_id not in open_ones or one.work.started
+            ],
         )  # fmt: skip
-        if not closed or settled.work.started:
-            await self._session.execute(
-                insert(Attempt).values(
-                    delivery_id=delivery_id, lease_token=settled.token, action=settled.action,
-                    started_at=settled.started_at, **ended,
-                )
-            )  # fmt: skip
 
-    async def _pause(self, outlet_id: str, settled: Settled) -> None:
+    async def _pause(self, settled: Settled) -> None:
         await self._change(
-            update(Lane).where(L.outlet_id == outlet_id, L.paused_at.is_(None))
+            update(Lane).where(L.outlet_id == settled.work.outlet_id, L.paused_at.is_(None))
             .values(paused_at=settled.ended_at, paused_code=settled.code, paused_detail=settled.detail[:512],
                     probe_at=settled.probe_at)
         )  # fmt: skip
 
-    async def _keep(self, delivery_id: int, receipt: Receipt) -> None:
-        await self._session.execute(
-            insert(ReceiptRow).values(
-                delivery_id=delivery_id, proof=receipt.proof, level=receipt.level, at=receipt.at, stored_at=self.now,
-                external_id=receipt.external_id, url=receipt.url, evidence=dict(receipt.evidence),
-            )
+    async def _hold_lane(self, outlet_id: str, until: datetime) -> None:
+        await self._change(update(Lane).where(L.outlet_id == outlet_id).values(hold_until=until))
+
+    async def _keep(self, receipts: Sequence[tuple[int, Receipt]]) -> None:
+        await self.add_many(
+            ReceiptRow,
+            [
+                {"delivery_id": delivery_id, "proof": one.proof, "level": one.level, "at": one.at,
+                 "stored_at": self.now,
+                 "external_id": one.external_id, "url": one.url, "evidence": dict(one.evidence)}
+                for delivery_id, one in receipts
+            ],
         )  # fmt: skip
 
     # ── a person's evidence, a pushed verdict
@@ -873,51 +905,40 @@ class Writing(Reading):
         Raises:
             Stale: ``moved_meanwhile``.
         """
-        before, actor = row.state, Actor.PERSON if person else Actor.MACHINE
+        actor = Actor.PERSON if person else Actor.MACHINE
         assert row.id is not None
-        if not may_move(DeliveryState, before, to, actor):
-            raise Stale("moved_meanwhile", entity="delivery", name=row.key, state=str(before), wanted=str(to))
-        values: dict[str, Any] = {"next_at": next_at, "reason": reason, "code": code, "tries": 0, "waits_for": None}
-        if to is not DeliveryState.IN_DOUBT:
-            values["doubted_at"] = None
-        touched = {row.outlet_id}
+        now = (await self._present([row.id]))[row.id]
+        if now.state is not row.state or not may_move(DeliveryState, now.state, to, actor):
+            raise Stale("moved_meanwhile", entity="delivery", name=row.key, state=str(now.state), wanted=str(to))
+        keeps_why = to is DeliveryState.RECALLED and now.reason in (Reason.WITHDRAWN, Reason.ENDED)
+        values: dict[str, Any] = {
+            "next_at": next_at, "reason": now.reason if keeps_why else reason, "code": code, "tries": 0,
+            "waits_for": None,
+        }  # fmt: skip
+        change = _Change(now, (to,), values, actor=actor, receipt=receipt)
+        _add_facts(change, receipt.at if receipt else self.now)
         if receipt is not None:
-            await self._keep(row.id, receipt)
-            values |= {"external_id": receipt.external_id or row.external_id, "url": receipt.url or row.url}
-        if to is DeliveryState.LIVE and row.live_at is None:
-            assert receipt is not None, "live needs evidence"
-            settled = Settled(_work_of(row), "", Action.RESOLVE, "live", receipt.at, receipt.at, receipt=receipt)
-            values |= await self._went_live(row, settled, touched)
-        if to in (DeliveryState.RECALLED, DeliveryState.REMOVED):
-            values["off_at"] = receipt.at if receipt else self.now
-            if to is DeliveryState.RECALLED and row.reason in (Reason.WITHDRAWN, Reason.ENDED):
-                values["reason"] = row.reason
-        changed = await self._change(
-            update(Delivery).where(D.id == row.id, D.state == before).values(state=to, **values)
-        )
-        if not changed:
-            raise Stale("moved_meanwhile", entity="delivery", name=row.key, state="?", wanted=str(to))
+            await self._keep([(row.id, receipt)])
+        touched = await self._apply([change])
         await self._change(
             update(Attempt).where(A.delivery_id == row.id, A.ended_at.is_(None))
             .values(ended_at=self.now, outcome="resolved")
         )  # fmt: skip
-        await self._after(row, to, values, touched)
-        await self.audit_line(person, action, f"delivery:{row.id}", before=str(before), after=str(to), key=row.key)
+        await self.audit_line(person, action, f"delivery:{row.id}", before=str(now.state), after=str(to), key=row.key)
         self._session.expire(row)
         await self._session.refresh(row)
-        await self.rearm(touched)
+        await self.rearm({row.outlet_id, *touched})
         return row
 
     async def late(self, row: Delivery, receipt: Receipt) -> None:
         """Keep a receipt that came after its row moved on; one that proves it live is counted all the same."""
         assert row.id is not None
-        await self._keep(row.id, receipt)
-        if receipt.proof is Proof.LIVE and row.live_at is None and row.state is DeliveryState.RECALLING:
-            await self._change(
-                update(Delivery).where(D.id == row.id)
-                .values(live_at=receipt.at, first_live_at=row.first_live_at or receipt.at)
-            )  # fmt: skip
-            await self.count(row, counting.Fact.LIVE, receipt.at, receipt)
+        await self._keep([(row.id, receipt)])
+        now = (await self._present([row.id]))[row.id]
+        if receipt.proof is Proof.LIVE and now.live_at is None and now.state is DeliveryState.RECALLING:
+            change = _Change(now, (), {}, receipt=receipt)
+            _say_live(change, receipt.at)
+            await self._apply([change])
 
     async def delivery_of(self, outlet_id: str, token: str) -> Delivery | None:
         """The delivery that an idempotency token ``key.vN`` names on that outlet, or None."""
@@ -976,64 +997,205 @@ class Writing(Reading):
         return len(stop), len(down) + len(again)
 
     # ── ledger
-    async def count(self, row: Delivery, fact: counting.Fact, at: datetime, receipt: Receipt | None) -> None:
-        """Append what a fact about a delivery counts."""
-        publication = await self.get(Publication, row.publication_id)
-        outlet = await self.get(Outlet, row.outlet_id)
-        assert publication is not None
-        assert outlet is not None
-        planner = await self.get(Person, publication.planned_by)
-        happening = counting.Happening(
-            fact=fact, story=row.story_id, episode=row.episode, at=at, unit=outlet.unit, outlet=outlet.id,
-            origin=publication.origin, planner_unit=planner.unit if planner else "", counts=outlet.counts,
-            rehearsal=publication.rehearsal, level=outlet.level,
-        )  # fmt: skip
-        evidence: dict[str, Any] = {"delivery": row.key, "version": row.version}
-        if receipt is not None:
-            evidence |= {
-                "proof": receipt.proof, "receipt_level": receipt.level, "url": receipt.urls.get(row.key, receipt.url),
-                "external_id": receipt.external_id, "at": receipt.at.isoformat(),
-            }  # fmt: skip
-        await self.append(happening, channel=outlet.channel, delivery_id=row.id, evidence=evidence)
+    async def _count(self, changes: Sequence["_Change"]) -> None:
+        """Append what changes of deliveries count."""
+        happenings = [_happening(change) for change in changes]
+        taking_back = [h for h in happenings if h.fact in (counting.Fact.WITHDRAWN, counting.Fact.REMOVED)]
+        standing = await self._standing(taking_back)
+        rows = []
+        closed = set((await self._session.execute(select(WEEK.monday))).scalars()) if happenings else set()
+        for change, happening in zip(changes, happenings, strict=True):
+            mine = standing.setdefault(happening.story, [])
+            lines = counting.count(happening, mine)
+            mine += [
+                counting.Standing(e.key, e.kind, e.entry, e.unit, e.outlet, e.episode, e.reason, e.level) for e in lines
+            ]
+            day, week = counting.booked_week(happening.at, self._timezone, closed)
+            evidence = _evidence(change)
+            rows += [
+                {
+                    "key": line.key, "kind": LedgerKind(line.kind), "entry": Entry(line.entry), "n": line.n,
+                    "unit": line.unit, "outlet_id": line.outlet, "channel": change.row.channel,
+                    "column": change.row.column, "level": NewsLevel(line.level), "story_id": happening.story,
+                    "episode": line.episode, "delivery_id": change.row.id, "happened_at": happening.at,
+                    "local_day": day, "booked_week": week, "reason": line.reason, "rule": counting.RULE,
+                    "evidence": evidence, "created_at": self.now,
+                }
+                for line in lines
+            ]  # fmt: skip
+        await self._append(rows)
 
-    async def append(
-        self, happening: counting.Happening, *, channel: str, delivery_id: int | None, evidence: Mapping[str, Any]
-    ) -> None:
-        """Append the lines of one happening; counting the same fact twice is impossible (unique key)."""
-        story = await self.get(Story, happening.story)
-        assert story is not None
-        found = await self.all(LedgerLine, LINE.story_id == happening.story, LINE.unit == happening.unit)
-        standing = [
-            counting.Standing(r.key, r.kind, r.entry, r.unit, r.outlet_id, r.episode, r.reason, r.level) for r in found
-        ]
-        lines = counting.count(happening, standing)
-        if not lines:
-            return
+    async def _standing(self, happenings: Sequence[counting.Happening]) -> dict[str, list[counting.Standing]]:
+        """By story, the lines that a taking back may reverse: the outlets' own, and those that keep a 转发 alive."""
+        if not happenings:
+            return {}
+        own = LINE.outlet_id.in_({h.outlet for h in happenings})
+        forwards = or_(LINE.kind == LedgerKind.FORWARD, LINE.reason.in_((Origin.FORWARD, Origin.DUTY)))
+        found = await self.all(
+            LedgerLine, LINE.story_id.in_({h.story for h in happenings}), LINE.unit.in_({h.unit for h in happenings}),
+            or_(own, forwards, LINE.entry == Entry.REVERSAL),
+        )  # fmt: skip
+        lines: dict[str, list[counting.Standing]] = {}
+        for r in found:
+            lines.setdefault(r.story_id, []).append(
+                counting.Standing(r.key, r.kind, r.entry, r.unit, r.outlet_id, r.episode, r.reason, r.level)
+            )
+        return lines
+
+    async def submitted(self, story: Story) -> None:
+        """Count a story's first submit (投稿)."""
+        happening = counting.Happening(
+            counting.Fact.SUBMITTED, story.id, story.episode, self.now, story.unit, level=NewsLevel.OWN
+        )
         closed = set((await self._session.execute(select(WEEK.monday))).scalars())
-        day, week = counting.booked_week(happening.at, self._timezone, closed)
-        await self.add_many(
-            LedgerLine,
+        day, week = counting.booked_week(self.now, self._timezone, closed)
+        await self._append(
             [
                 {
                     "key": line.key, "kind": LedgerKind(line.kind), "entry": Entry(line.entry), "n": line.n,
-                    "unit": line.unit, "outlet_id": line.outlet, "channel": channel, "column": story.column,
-                    "level": NewsLevel(line.level), "story_id": happening.story, "episode": line.episode,
-                    "delivery_id": delivery_id, "happened_at": happening.at, "local_day": day, "booked_week": week,
-                    "reason": line.reason, "rule": counting.RULE, "evidence": dict(evidence), "created_at": self.now,
+                    "unit": line.unit, "outlet_id": None, "channel": "", "column": story.column,
+                    "level": NewsLevel(line.level), "story_id": story.id, "episode": line.episode,
+                    "delivery_id": None, "happened_at": self.now, "local_day": day, "booked_week": week,
+                    "reason": line.reason, "rule": counting.RULE, "evidence": {"revision": 1}, "created_at": self.now,
                 }
-                for line in lines
-            ],
+                for line in counting.count(happening, ())
+            ]
         )  # fmt: skip
 
+    async def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines; one whose key stands already is counted already."""
+        if rows:
+            table = LedgerLine.__table__  # type: ignore[attr-defined]
+            bind = (await self._session.connection()).dialect.name
+            insert_into = sqlite_insert if bind == "sqlite" else postgresql_insert
+            statement = insert_into(table).on_conflict_do_nothing(index_elements=["key"])
+            await (await self._session.connection()).execute(statement, list(rows))
 
-def _work_of(row: Delivery) -> Work:
-    assert row.id is not None
-    return Work(
-        delivery_id=row.id, outlet_id=row.outlet_id, story_id=row.story_id, rendition_id=row.rendition_id, sha256="",
-        key=row.key, version=row.version, state=row.state, reason=row.reason, importance=Importance.NORMAL,
-        go_at=row.go_at, until=row.until, tries=row.tries, broken=row.broken, started=False,
-        doubted_at=row.doubted_at, first_live_at=row.first_live_at, waits_for=row.waits_for,
+
+# ── one settlement, before it is written ────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class _Present:
+    """A delivery as it is now, its lane's lease, and what counting needs to know about it."""
+
+    OWN: ClassVar[tuple[str, ...]] = (
+        "id", "outlet_id", "story_id", "episode", "key", "version", "state", "reason", "tries", "broken", "doubted_at",
+        "first_live_at", "live_at", "supersedes", "external_id", "url", "envelope",
     )  # fmt: skip
+    id: int
+    outlet_id: str
+    story_id: str
+    episode: int
+    key: str
+    version: int
+    state: DeliveryState
+    reason: Reason
+    tries: int
+    broken: int
+    doubted_at: datetime | None
+    first_live_at: datetime | None
+    live_at: datetime | None
+    supersedes: int | None
+    external_id: str
+    url: str
+    envelope: dict[str, str]
+    lease_token: str | None
+    unit: str
+    counts: bool
+    channel: str
+    level: NewsLevel
+    column: str
+    origin: Origin
+    rehearsal: bool
+    planner_unit: str
+
+
+@dataclass
+class _Change:
+    """What happens to one delivery: the states it walks through, the columns that change, the fact that counts."""
+
+    row: _Present
+    path: tuple[DeliveryState, ...]
+    values: dict[str, Any]
+    actor: Actor = Actor.MACHINE
+    receipt: Receipt | None = None
+    fact: counting.Fact | None = None
+    at: datetime | None = None  # of the fact
+
+    @property
+    def after(self) -> DeliveryState:
+        return self.path[-1] if self.path else self.row.state
+
+
+def _change_of(row: _Present, settled: Settled, landing: Landing) -> _Change:
+    """What a settled attempt changes. Pure."""
+    went_well = bool(landing.path) or settled.outcome in ("live", "accepted", "gone")
+    values: dict[str, Any] = {
+        "next_at": landing.next_at, "code": settled.code, "detail": settled.detail[:512], "waits_for": None,
+        "tries": 0 if went_well else row.tries + 1, "broken": row.broken, "reason": landing.reason or row.reason,
+        "doubted_at": row.doubted_at, "live_at": row.live_at, "first_live_at": row.first_live_at,
+        "external_id": row.external_id, "url": row.url, "envelope": row.envelope,
+    }  # fmt: skip
+    if settled.probe_at is not None:
+        values |= {"broken": row.broken + 1, "tries": row.tries}
+    if settled.doubt:
+        values["doubted_at"] = row.doubted_at or settled.ended_at
+    elif settled.absent:
+        values["doubted_at"] = None
+    change = _Change(row, landing.path, values, receipt=settled.receipt)
+    if landing.live and row.live_at is None:
+        assert settled.receipt is not None
+        _say_live(change, settled.receipt.at)
+    _add_facts(change, settled.receipt.at if settled.receipt else settled.ended_at)
+    return change
+
+
+def _add_facts(change: _Change, at: datetime) -> None:
+    """What follows from where a change ends, whoever made it."""
+    row, values, receipt = change.row, change.values, change.receipt
+    if receipt is not None:
+        values |= {
+            "external_id": receipt.external_id or row.external_id,
+            "url": receipt.urls.get(row.key, receipt.url) or row.url,
+            "envelope": {**row.envelope, **receipt.envelope},
+        }  # fmt: skip
+    if not change.path:
+        return
+    if change.after is not DeliveryState.IN_DOUBT:
+        values["doubted_at"] = None
+    if change.after is DeliveryState.LIVE and row.live_at is None:
+        _say_live(change, at)
+    elif change.after in (DeliveryState.RECALLED, DeliveryState.REMOVED):
+        values["off_at"] = at
+        taken_back = change.after is DeliveryState.REMOVED or values["reason"] is Reason.WITHDRAWN
+        fact = counting.Fact.REMOVED if change.after is DeliveryState.REMOVED else counting.Fact.WITHDRAWN
+        change.fact, change.at = (fact if taken_back else counting.Fact.ENDED), at
+
+
+def _say_live(change: _Change, at: datetime) -> None:
+    change.values |= {"live_at": at, "first_live_at": change.row.first_live_at or at}
+    change.fact, change.at = counting.Fact.LIVE, at
+
+
+def _happening(change: _Change) -> counting.Happening:
+    row = change.row
+    assert change.fact is not None
+    assert change.at is not None
+    return counting.Happening(
+        fact=change.fact, story=row.story_id, episode=row.episode, at=change.at, unit=row.unit, outlet=row.outlet_id,
+        origin=row.origin, planner_unit=row.planner_unit, counts=row.counts, rehearsal=row.rehearsal, level=row.level,
+    )  # fmt: skip
+
+
+def _evidence(change: _Change) -> dict[str, Any]:
+    """The copy of the evidence that a ledger line carries, for when the delivery is long gone."""
+    said: dict[str, Any] = {"delivery": change.row.key, "version": change.row.version}
+    if (receipt := change.receipt) is not None:
+        said |= {
+            "proof": receipt.proof, "receipt_level": receipt.level,
+            "url": receipt.urls.get(change.row.key, receipt.url),
+            "external_id": receipt.external_id, "at": receipt.at.isoformat(),
+        }  # fmt: skip
+    return said
 
 
 # ── the store ───────────────────────────────────────────────────────────────────────────────────────────────
