@@ -366,7 +366,7 @@ class _Paragraph:
             reach = max(first + 1, bisect_right(self.edges, self.edges[first] + room * (1 + 1e-9), lo=first) - 1)
             while True:
                 end = self._break_at(first, self._over_spaces(reach))
-                if end - first == 1 or self.measure(self._line(first, end)) <= room:
+                if end <= self._over_spaces(first + 1) or self.measure(self._line(first, end)) <= room:
                     break
                 reach = self._shrunk(first, end, room)
             yield end
