@@ -1,8 +1,10 @@
 """One small district for tests of the core: a real database, scripted channels, a frozen clock."""
 
+import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -13,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from distributor.channel import Importance, StoryKind, Traits, profile_hash
+from distributor.channel import Channel, Importance, StoryKind, Traits, profile_hash
 from distributor.desk import Desk, Manuscript, Planned
 from distributor.dispatch import Dispatcher, Policy
 from distributor.files import Blobs
@@ -32,7 +34,7 @@ from distributor.outlets import OutletConfig, OutletRecord, Outlets, OutletStatu
 from distributor.settings import Settings
 from distributor.store import Store, migrate
 from distributor.tally import Tally
-from distributor.testing import FrozenClock, Script, scripted
+from distributor.testing import FrozenClock, Script, ScriptedChannel, scripted
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 SAFE = Traits(idempotent=True, checks=True, absence_proves_after=timedelta(0))
@@ -64,10 +66,22 @@ def manuscript(**overrides: Any) -> Manuscript:
 
 
 @lru_cache
-def _empty_database() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="distributor-tests-")) / "empty.db"
+def _furnished_database() -> Path:
+    """People, units and outlets, made once: making them takes longer than most tests."""
+    path = Path(tempfile.mkdtemp(prefix="distributor-tests-")) / "furnished.db"
     migrate(f"sqlite:///{path}")
+    with ThreadPoolExecutor(1) as elsewhere:  # a loop may be running here
+        elsewhere.submit(asyncio.run, _furnish(path)).result()
     return path
+
+
+async def _furnish(path: Path) -> None:
+    store = Store(path, FrozenClock(), SHANGHAI)
+    try:
+        async with store.write() as tx:
+            await _people_and_outlets(tx, _records({}))
+    finally:
+        await store.close()
 
 
 @dataclass
@@ -102,6 +116,11 @@ class House:
         await self.dispatcher.drain()
         return planned
 
+    async def corrected(self, story: str = "water", author: str = "editor", **overrides: Any) -> Planned:
+        """A new revision, signed by the whole chain where its bytes are new, sent where the story is."""
+        await self.approved(story, author, **overrides)
+        return await self.desk.correct(author, story)
+
     async def delivery(self, outlet: str, story: str = "water") -> Delivery:
         """The newest delivery of a story on an outlet."""
         async with self.store.read() as tx:
@@ -126,24 +145,39 @@ class House:
         raise AssertionError("it never came to rest")
 
 
+def _records(scripts: dict[str, Script]) -> list[OutletRecord]:
+    records = []
+    for name, (unit, traits) in OUTLETS.items():
+        scripts[name] = Script()
+        records.append(_record(name, unit, scripted(scripts[name], traits=traits, kind=name)))
+    return records
+
+
+def _record(name: str, unit: str, channel: Channel[Any, Any]) -> OutletRecord:
+    config = OutletConfig(id=name, unit=unit, channel=channel.kind, title=name)
+    return OutletRecord(config, OutletStatus.READY, (), channel, profile_hash(channel))
+
+
 @asynccontextmanager
-async def open_house(folder: Path, clock: FrozenClock | None = None, **policy: Any) -> AsyncIterator[House]:
-    """A house on ``folder``; opening it again finds what was there."""
+async def open_house(
+    folder: Path, clock: FrozenClock | None = None, more: Mapping[str, tuple[str, Channel[Any, Any]]] | None = None,
+    **policy: Any,
+) -> AsyncIterator[House]:  # fmt: skip
+    """A house on ``folder``; opening it again finds what was there. ``more``: outlets beside the usual ones."""
     time = clock or FrozenClock()
     if not (folder / "distributor.db").exists():
-        shutil.copyfile(_empty_database(), folder / "distributor.db")  # making the tables takes longer than most tests
+        shutil.copyfile(_furnished_database(), folder / "distributor.db")
     settings = Settings(data_dir=folder, site_url="http://site.example/")
     store = await Store.open(folder / "distributor.db", time, SHANGHAI)
     try:
-        scripts = {name: Script() for name in OUTLETS}
-        records = []
-        for name, (unit, traits) in OUTLETS.items():
-            channel = scripted(scripts[name], traits=traits, kind=name)
-            config = OutletConfig(id=name, unit=unit, channel=name, title=name)
-            records.append(OutletRecord(config, OutletStatus.READY, (), channel, profile_hash(channel)))
-        outlets = Outlets(records)
-        async with store.write() as tx:
-            await _people_and_outlets(tx, records)
+        scripts: dict[str, Script] = {}
+        records = _records(scripts)
+        beside = [_record(name, unit, channel) for name, (unit, channel) in (more or {}).items()]
+        scripts |= {r.id: r.channel.script for r in beside if isinstance(r.channel, ScriptedChannel)}
+        outlets = Outlets([*records, *beside])
+        if beside:
+            async with store.write() as tx:
+                await _outlets(tx, beside)
         blobs = Blobs(folder / "blobs")
         yield House(
             store=store, outlets=outlets, blobs=blobs, clock=time,
@@ -164,6 +198,12 @@ async def _people_and_outlets(tx: Any, records: list[OutletRecord]) -> None:
     for stage in ("first", "second", "final", "authority"):
         for letter in "ab":
             await tx.put(Person(id=f"{stage}-{letter}", name=f"{stage}{letter}", unit="rmt", stages=[stage]))
+    await _outlets(tx, records)
+    await tx.put(OutletGroup(id="all", title="全部终端", members=[record.id for record in records]))
+    await tx.put(OutletGroup(id="nobody", title="空分组", members=[]))
+
+
+async def _outlets(tx: Any, records: list[OutletRecord]) -> None:
     lanes = await tx.lanes()
     for record in records:
         await tx.put(
@@ -172,8 +212,6 @@ async def _people_and_outlets(tx: Any, records: list[OutletRecord]) -> None:
         )  # fmt: skip
         if record.id not in lanes:
             await tx.add(Lane(outlet_id=record.id, batch_max=record.traits.batch_max))
-    await tx.put(OutletGroup(id="all", title="全部终端", members=[record.id for record in records]))
-    await tx.put(OutletGroup(id="nobody", title="空分组", members=[]))
 
 
 @pytest.fixture
