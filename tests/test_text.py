@@ -28,6 +28,7 @@ PIECES = st.one_of(
     st.sampled_from(["——", "……", "18 项", "22:00", "8月18日", "https://example.org/a/b?c=d&e=f", "environment"]),
     st.sampled_from(["👨‍👩‍👧‍👦", "🇨🇳", "é", "Z̸̢̛", "𫖯", "\u200b", "\ud83d", "\x00", "❤️", "\u00a0"]),
 )
+MODEST = settings(max_examples=60, deadline=None)
 NASTY = st.lists(PIECES, max_size=12).map("".join)
 
 
@@ -42,11 +43,13 @@ def dense(text: str) -> str:
 
 
 # ── cleaning ────────────────────────────────────────────────────────────────────────────────────────────────
+@MODEST
 @given(NASTY)
 def test_cleaning_twice_is_cleaning_once(text: str) -> None:
     assert clean(clean(text)) == clean(text)
 
 
+@MODEST
 @given(NASTY)
 def test_cleaned_text_can_be_written_everywhere(text: str) -> None:
     cleaned = clean(text)
@@ -57,6 +60,7 @@ def test_cleaned_text_can_be_written_everywhere(text: str) -> None:
     )
 
 
+@MODEST
 @given(NASTY)
 def test_what_cleaning_takes_out_is_named(text: str) -> None:
     cleaned = clean(text)
@@ -124,6 +128,7 @@ def test_html_becomes_lines(html: str, expected: str) -> None:
     assert from_html(html) == expected
 
 
+@MODEST
 @given(st.lists(NASTY.map(lambda text: text.replace("\x00", "")), max_size=4))
 def test_html_loses_no_character_of_text(paragraphs: list[str]) -> None:
     page = "".join(f"<p>{html_module.escape(text)} <b>{html_module.escape(text)}</b></p>" for text in paragraphs)
@@ -152,6 +157,7 @@ def test_unencodable_names_each_refused_character_once() -> None:
     assert unencodable("汉字", "gbk") == []
 
 
+@MODEST
 @given(NASTY)
 def test_graphemes_are_the_text(text: str) -> None:
     assert "".join(graphemes(text)) == text
@@ -164,6 +170,7 @@ def test_a_grapheme_is_what_a_reader_counts(cluster: str) -> None:
 
 # ── line breaking ───────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("breaker", [break_lines, balance_lines])
+@MODEST
 @given(text=NASTY, width=st.integers(1, 14))
 def test_breaking_keeps_every_character_in_order(breaker, text: str, width: int) -> None:
     lines = breaker(text, width, cells)
@@ -172,11 +179,13 @@ def test_breaking_keeps_every_character_in_order(breaker, text: str, width: int)
 
 
 @pytest.mark.parametrize("breaker", [break_lines, balance_lines])
+@MODEST
 @given(text=NASTY, width=st.integers(1, 14))
 def test_no_line_is_wider_than_it_may_be(breaker, text: str, width: int) -> None:
     assert all(cells(line) <= width or len(graphemes(line)) == 1 for line in breaker(text, width, cells))
 
 
+@MODEST
 @given(text=NASTY, width=st.integers(1, 30))
 def test_width_holds_for_a_measure_that_does_not_add_up(text: str, width: int) -> None:
     def kerned(line: str) -> float:
@@ -185,6 +194,7 @@ def test_width_holds_for_a_measure_that_does_not_add_up(text: str, width: int) -
     assert all(kerned(line) <= width or len(graphemes(line)) == 1 for line in break_lines(text, width, kerned))
 
 
+@MODEST
 @given(text=st.text(alphabet="中文字，。、；：？！）》”（《“", max_size=60).filter(lambda text: "，，" not in text))
 def test_marks_stand_where_the_standard_lets_them(text: str) -> None:
     """On lines that hold every run of marks with its character: none starts or ends with what may not stand there."""
@@ -193,6 +203,7 @@ def test_marks_stand_where_the_standard_lets_them(text: str) -> None:
     assert not [line for line in lines[:-1] if line[-1] in "（《“"]
 
 
+@MODEST
 @given(text=st.text(alphabet="中文国字人。，", min_size=1, max_size=80), width=st.integers(4, 12))
 def test_a_balanced_headline_needs_no_more_lines(text: str, width: int) -> None:
     assert len(balance_lines(text, width, cells)) == len(break_lines(text, width, cells))
@@ -253,7 +264,3 @@ def test_time_grows_with_length_not_with_its_square(unit: str) -> None:
 
     pairs = [(seconds(4_000), seconds(32_000)) for _ in range(3)]
     assert min(long for _, long in pairs) < 24 * min(short for short, _ in pairs) + 0.05
-
-
-settings.register_profile("text", max_examples=60, deadline=None)
-settings.load_profile("text")
