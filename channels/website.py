@@ -114,7 +114,8 @@ def unfill(page: str) -> str:
     """The inverse of `fill`: a published page with its holes put back, which is the approved payload's page."""
     head, body, rest = page.partition(BODY)
     for before, name, after in HOLES:
-        head = re.sub(f'({re.escape(before)})[^<>"]*(?={re.escape(after)})', rf"\g<1><!--{name}-->", head)
+        # Once: behind the publication's time, another one may say until when the story holds.
+        head = re.sub(f'({re.escape(before)})[^<>"]*(?={re.escape(after)})', rf"\g<1><!--{name}-->", head, count=1)
     return head + body + rest
 
 
@@ -446,11 +447,12 @@ class Website(Channel[WebsiteConfig, Article]):
             Misconfigured: the disk refused, or templates are missing; whatever was written is whole.
         """
         await self._on_disk(partial(self._write, shelf))
-        up = {item.key: item.rendition.payload for item in (*shelf.items, *shelf.changed)}
+        urls = {one.key: one.rendition.payload.permalink for one in (*shelf.items, *shelf.changed)}
+        urls |= {one.key: one.rendition.payload.permalink for one in shelf.gone}  # they answer 410 there
         return Receipt(
             Proof.LIVE, Level.WRITTEN, shelf.now,
             url=self.config.base_url,
-            urls={key: payload.permalink for key, payload in up.items()},
+            urls=urls,
             evidence={
                 "written": [item.rendition.payload.path for item in shelf.changed],
                 "removed": [one.rendition.payload.path for one in shelf.gone],
@@ -571,7 +573,8 @@ class Website(Channel[WebsiteConfig, Article]):
                     path=payload.path, title=payload.title, headline=payload.headline, summary=payload.summary,
                     source=payload.source,
                     cover=payload.cover, corrected=payload.corrected,
-                    ended=item.expires_at is not None and item.expires_at <= now, published=published, day=published[:10],
+                    ended=item.expires_at is not None and item.expires_at <= now,
+                    published=published, day=published[:10],
                 )  # fmt: skip
 
 
