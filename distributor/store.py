@@ -747,7 +747,7 @@ class Writing(Reading):
             changes.append(_change_of(row, settled, landing))
             hits.append(Hit(row.id, row.outlet_id, row.state, changes[-1].after, applied=True))
         # A receipt is kept whoever holds the lease by now.
-        await self._keep([(one.work.delivery_id, one.receipt) for one in batch if one.receipt is not None])
+        await self._keep([(present[one.work.delivery_id], one.receipt) for one in batch if one.receipt is not None])
         await self._end_attempts(ended)
         touched = await self._apply(changes)
         for settled in ended:
@@ -884,14 +884,14 @@ class Writing(Reading):
     async def _hold_lane(self, outlet_id: str, until: datetime) -> None:
         await self._change(update(Lane).where(L.outlet_id == outlet_id).values(hold_until=until))
 
-    async def _keep(self, receipts: Sequence[tuple[int, Receipt]]) -> None:
+    async def _keep(self, receipts: Sequence[tuple["_Present | Delivery", Receipt]]) -> None:
+        """Keep receipts as they came; of a shelf's, each row has the address of its own item."""
         await self.add_many(
             ReceiptRow,
             [
-                {"delivery_id": delivery_id, "proof": one.proof, "level": one.level, "at": one.at,
-                 "stored_at": self.now,
-                 "external_id": one.external_id, "url": one.url, "evidence": dict(one.evidence)}
-                for delivery_id, one in receipts
+                {"delivery_id": row.id, "proof": one.proof, "level": one.level, "at": one.at, "stored_at": self.now,
+                 "external_id": one.external_id, "url": one.urls.get(row.key, one.url), "evidence": dict(one.evidence)}
+                for row, one in receipts
             ],
         )  # fmt: skip
 
@@ -918,7 +918,7 @@ class Writing(Reading):
         change = _Change(now, (to,), values, actor=actor, receipt=receipt)
         _add_facts(change, receipt.at if receipt else self.now)
         if receipt is not None:
-            await self._keep([(row.id, receipt)])
+            await self._keep([(row, receipt)])
         touched = await self._apply([change])
         await self._change(
             update(Attempt).where(A.delivery_id == row.id, A.ended_at.is_(None))
@@ -933,7 +933,7 @@ class Writing(Reading):
     async def late(self, row: Delivery, receipt: Receipt) -> None:
         """Keep a receipt that came after its row moved on; one that proves it live is counted all the same."""
         assert row.id is not None
-        await self._keep([(row.id, receipt)])
+        await self._keep([(row, receipt)])
         now = (await self._present([row.id]))[row.id]
         if receipt.proof is Proof.LIVE and now.live_at is None and now.state is DeliveryState.RECALLING:
             change = _Change(now, (), {}, receipt=receipt)
