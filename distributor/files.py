@@ -4,6 +4,7 @@ A write goes to a temporary name in the same folder, is flushed to the disk and 
 cancelled task never sees half a file. Every call blocks; run it in a thread when called from a coroutine.
 """
 
+import errno
 import hashlib
 import os
 import secrets
@@ -63,6 +64,10 @@ class Folder:
             return self.path(name).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no disk has a file of that name; strangers ask for such ones
+                return None
+            raise
 
     def remove(self, name: str) -> bool:
         """Take ``name`` away; False when it was not there."""
