@@ -4,7 +4,6 @@ The demo is started twice at the same moment: once to be read while it serves, o
 """
 
 import http.client
-import importlib.util
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,16 +31,6 @@ OUTLETS: dict[str, dict[str, Any]] = {outlet["id"]: outlet for outlet in DISTRIC
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 STARTED_WITHIN = 240.0  # seconds; half a minute on an idle machine with two cores
 ENDED_WITHIN = 15.0
-# Until the command line has the demo, its coroutine is run directly, with the folders that the command uses.
-WITHOUT_COMMAND = """
-import asyncio, sys
-from pathlib import Path
-from rich.console import Console
-from distributor import demo
-build = Path("build/demo")
-sys.exit(asyncio.run(demo.run(data_dir=build / "data", build_dir=build, port=0, once="--once" in sys.argv,
-                              console=Console())))
-"""
 
 
 def outlets_of(channel: str) -> list[str]:
@@ -85,13 +74,12 @@ class Running:
         self.folder = folder
         self.lines: list[str] = []
         self._serving = threading.Event()
-        has_command = importlib.util.find_spec("distributor.__main__") is not None
-        program = ["-m", "distributor", "demo", "--port", "0"] if has_command else ["-c", WITHOUT_COMMAND]
+        program = ["-m", "distributor", "demo", "--port", "0"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DISTRIBUTOR_")}
         with (folder / "stderr.txt").open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, *program, *options], cwd=folder, stdout=subprocess.PIPE, stderr=stderr,
-                env={**environment, "COLUMNS": "200", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
+                env={**environment, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
             )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -186,6 +174,7 @@ class Demo:
         )  # fmt: skip
 
 
+@cache
 def drafts() -> dict[tuple[str, int], intake.Draft]:
     """The demo's manuscripts by story and version."""
     loaded = [intake.load(path) for path in sorted((ASSETS / "demo" / "stories").glob("*.md"))]
