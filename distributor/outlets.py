@@ -332,7 +332,7 @@ def _build(config: OutletConfig, installed: Mapping[str, ChannelRecord], lent: T
     try:
         channel = found.channel(valid, lent)
         return OutletRecord(config, OutletStatus.READY, (), channel, profile_hash(channel))
-    except Exception as error:  # noqa: BLE001  # loading a plug-in: its constructor may fail in any way
+    except Exception as error:  # loading a plug-in: its constructor may fail in any way
         log.warning("channel_not_built", outlet_id=config.id, channel=config.channel, exc_info=error)
         facts = {"outlet": config.id, "channel": config.channel, "error": type(error).__name__}
         return OutletRecord(config, OutletStatus.LOAD_ERROR, (Reason("channel_not_built", facts),))
