@@ -592,6 +592,9 @@ class ChannelContract:
     other_values: ClassVar[Mapping[str, Any]] = {}
     """Another valid value for a configuration field that is not profile, where the kit can't think of one."""
 
+    silence_seconds: ClassVar[float] = 0.5
+    """The deadline of a call to an outlet that never answers; connecting must be possible well within it."""
+
     def config(self, url: str) -> dict[str, Any]:  # noqa: ARG002  # a hook
         """A valid configuration. ``url`` is the fake outlet's base ("http://127.0.0.1:40123"), "" without one."""
         return {}
@@ -1235,8 +1238,8 @@ class ChannelContract:
                     server.fault(row.fault, row.fault, when=self.publishes)
                 with _while(f"{verb} met {row.name}"):
                     waits = row.fault is not None and row.fault.trouble in (Trouble.SILENCE, Trouble.DRIP)
-                    call = self._call(outlet, verb, one, rendition, seconds=0.2 if waits else 30.0)
-                    outcome = await _outcome(call, patience=0.5 if waits else 10.0)
+                    call = self._call(outlet, verb, one, rendition, seconds=self.silence_seconds if waits else 30.0)
+                    outcome = await _outcome(call, patience=2 * self.silence_seconds if waits else 10.0)
                 if row.fault is not None and server.clear() == 2:
                     wrong.append(f"{row.name}: {verb} made no request that publishes() accepts")
                 elif _name(outcome) not in row.expected:
