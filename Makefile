@@ -1,0 +1,62 @@
+# Works with python3, python3-venv and make alone; everything else goes into .venv.
+# A set-up is stamped with the hash of pyproject.toml: it is done again only when that changes.
+
+PYTHON ?= python3
+ONCE ?=
+PORT ?= 8080
+TESTS ?=
+
+BIN := .venv/bin
+HASH := $(shell cksum < pyproject.toml | tr ' ' '-')
+BASE := .venv/.ready-$(HASH)
+DEV := .venv/.ready-dev-$(HASH)
+
+.PHONY: demo test lint format wheel states peers clean
+.DEFAULT_GOAL := test
+
+demo: $(BASE)
+	$(BIN)/distributor demo --port $(PORT) $(if $(filter-out 0,$(ONCE)),--once)
+
+test: lint
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(DEV)
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+# The diagrams in the documents, from the moves tables.
+states: $(BASE)
+	$(BIN)/distributor states --write README.md
+	$(BIN)/distributor states --write README.zh-CN.md
+
+# Programs that some tests run against; needs root on Debian.
+peers:
+	apt-get update -q
+	apt-get install -y -q --no-install-recommends chromium
+
+clean:
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: install python3 (3.11 or newer), or set PYTHON=" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), but Python 3.11 or newer is needed: set PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) can make no virtual environment: install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(BASE): | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@rm -f .venv/.ready-*
+	@touch $@
+
+$(DEV): | .venv/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' hatchling
+	@rm -f .venv/.ready-*
+	@touch $(BASE) $@
