@@ -5,7 +5,7 @@ import hmac
 import importlib.metadata
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +63,15 @@ class Distributor:
 
 @asynccontextmanager
 async def open_distributor(
-    settings: Settings, district: District, clock: Clock | None = None, policy: Policy | None = None
+    settings: Settings,
+    district: District,
+    clock: Clock | None = None,
+    policy: Policy | None = None,
+    spread: Callable[[], float] | None = None,
 ) -> AsyncIterator[Distributor]:
     """Everything of one installation, opened; closed when the block ends.
+
+    ``spread`` gives the jitter of retries, in [0, 1): chance unless given.
 
     Raises:
         Unusable: what an operator must put right first (a module with two owners, the database, the disk).
@@ -92,7 +98,7 @@ async def open_distributor(
             yield Distributor(
                 settings=settings, district=district, clock=time, store=store, outlets=outlets, blobs=blobs,
                 desk=Desk(store, outlets, blobs, time, settings),
-                dispatcher=Dispatcher(store, outlets, blobs, time, chosen),
+                dispatcher=Dispatcher(store, outlets, blobs, time, chosen, spread),
                 tally=Tally(store), public=public, inbound_key=_inbound_key(settings.data_dir),
             )  # fmt: skip
         finally:

@@ -17,9 +17,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from aiohttp import web
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from distributor import intake
 from distributor.app import Distributor, open_distributor
@@ -46,6 +47,7 @@ EDITOR, REVIEWERS = "rmt-editor", (("first", "rmt-first"), ("second", "rmt-secon
 WITHDRAWN_STORY, WHY = "05-bus-screen", "绕行方案有变，原公告作废"
 REFUSES, THROTTLES, LOSES = "wlj_newmedia", "swj_newmedia", "jrb_newmedia"
 REVIEW_SECONDS = 90
+BETWEEN_STORIES = timedelta(minutes=10)
 SHORT = {
     DeliveryState.LIVE: "[green]在播[/]", DeliveryState.RECALLED: "[dim]已撤[/]", DeliveryState.FAILED: "[red]失败[/]",
     DeliveryState.IN_DOUBT: "[yellow]存疑[/]", DeliveryState.REPLACED: "[dim]更正[/]",
@@ -79,7 +81,7 @@ async def run(*, data_dir: Path, build_dir: Path, port: int, once: bool, console
             _env_prefix="DISTRIBUTOR_DEMO_ONLY_",
             data_dir=data_dir, public_url=public_url, outbound_allow=("127.0.0.1",),
         )  # fmt: skip
-        async with open_distributor(settings, district, clock) as core:
+        async with open_distributor(settings, district, clock, spread=lambda: 0.5) as core:
             await runner_of(make_app(core, read_only=True))
             console.print(f"[bold]示例市云川区[/]（虚构）  模拟时钟从 {_local(START)} +08:00 开始")
             played = await _play(core, sandbox, console)
@@ -151,7 +153,7 @@ async def _play(core: Distributor, sandbox: Sandbox, console: Console) -> Played
         step = progress.add_task("发布", total=len(first))
         for draft in first:
             played.planned[draft.story] = await core.desk.plan(EDITOR, draft.story, ["all"])
-            await core.dispatcher.drain()
+            await _until(core, core.clock.now() + BETWEEN_STORIES)
             progress.advance(step)
         step = progress.add_task("更正、到期、撤稿", total=3)
         await _until(core, CORRECTS_AT)
@@ -260,7 +262,8 @@ def _receipt(rows: Sequence[ReceiptRow]) -> dict[str, Any] | None:
         return None
     last = rows[-1]
     return {
-        "proof": last.proof, "level": last.level, "at": _iso(last.at), "external_id": last.external_id,
+        "proof": last.proof, "level": last.level, "at": _iso(last.at),
+        "external_id": next((row.external_id for row in reversed(rows) if row.external_id), ""),
         "url": next((row.url for row in reversed(rows) if row.url), ""), "evidence": dict(last.evidence),
     }  # fmt: skip
 
@@ -302,13 +305,24 @@ def _print_matrix(
 ) -> None:
     stories = sorted({story for _outlet, story in newest})
     table = Table(
-        "终端", *[story[:2] for story in stories], "最近回执", title="各终端现况", title_justify="left", pad_edge=False
+        "终端",
+        *[story[:2] for story in stories],
+        Column("最近回执", no_wrap=True),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        title="各终端现况",
+        title_justify="left",
+        pad_edge=False,
     )
     for outlet in district.outlets:
         mine = [newest.get((outlet.id, story)) for story in stories]
         cells = ["[dim]拒收[/]" if row is None else _short(row, now) for row in mine]
         last = max((row for row in mine if row and row.live_at), key=lambda row: row.live_at or START, default=None)
-        table.add_row(outlet.title, *cells, _local(last.live_at) if last and last.live_at else "—")
+        table.add_row(
+            outlet.title,
+            *cells,
+            f"{last.live_at.astimezone(DISTRICT_TIME):%m-%d %H:%M}" if last and last.live_at else "—",
+        )
     console.print()
     console.print(table)
 
