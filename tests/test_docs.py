@@ -120,6 +120,13 @@ def test_documented_commands_and_options_exist(document: str) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", tables)) <= known
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_target_that_is_named_exists(document: str) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", read(document), re.MULTILINE)) <= targets
+
+
 @pytest.mark.parametrize(
     ("document", "heading"), [("README.md", "## Manuscripts"), ("README.zh-CN.md", "## 稿件怎么写")]
 )
