@@ -120,6 +120,11 @@ def test_documented_commands_and_options_exist(document: str) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", tables)) <= known
 
 
+def test_every_command_speaks_to_programs_too_as_the_readme_says() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert [name for name, each in commands.items() if not any("--json" in one.opts for one in each.params)] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_make_target_that_is_named_exists(document: str) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE))
