@@ -38,6 +38,7 @@ from distributor.model import (
     Hold,
     NewsColumn,
     Origin,
+    Outlet,
     Person,
     Publication,
     PublicationState,
@@ -52,7 +53,7 @@ from distributor.model import (
     Vote,
     VoteDecision,
 )  # fmt: skip
-from distributor.outlets import OutletRecord, Outlets
+from distributor.outlets import OutletRecord, Outlets, OutletStatus
 from distributor.settings import Settings
 from distributor.store import Reading, Store, Writing, thaw
 
@@ -220,7 +221,7 @@ class Desk:
             author = await _person(tx, person)
             story_now, draft_now = await tx.get(Story, story_id), await tx.get(Revision, draft.id)
             assert story_now is not None
-            if draft_now is None or draft_now.state is not RevisionState.DRAFT or draft_now.content != draft.content:
+            if draft_now is None or draft_now.state is not RevisionState.DRAFT or _said(draft_now) != _said(draft):
                 raise Stale("draft_changed", story=story_id)
             await _may_act_for(tx, author, story_now.unit)
             if story_now.state is StoryState.RETRACTED:
@@ -255,8 +256,7 @@ class Desk:
             Refused: ``nothing_to_drop``.
         """
         async with self._store.write() as tx:
-            await _person(tx, person)
-            await _story(tx, story_id)
+            await _may_act_for(tx, await _person(tx, person), (await _story(tx, story_id)).unit)
             droppable = (RevisionState.DRAFT, RevisionState.SUBMITTED)
             revisions = [each for each in await tx.revisions(story_id) if each.state in droppable]
             if not revisions:
@@ -275,7 +275,7 @@ class Desk:
             known = {(row.channel, row.profile_hash) for row in await tx.renditions(revision.id)}
         new = tuple(each for each in await self._adapt(view) if (each.channel, each.profile_hash) not in known)
         async with self._store.write() as tx:
-            await _person(tx, person)
+            await _may_act_for(tx, await _person(tx, person), _story_row.unit)
             assert revision.id is not None
             await tx.add_many(Rendition, [_row(each, revision.id, story_id) for each in new])
             await tx.audit_line(person, "extend", f"story:{story_id}", profiles=len(new))
@@ -450,20 +450,29 @@ class Desk:
         voter = await _person(tx, person)
         await _story(tx, story_id)
         revisions = await tx.revisions(story_id)
-        row = revisions[-1] if revisions else None
-        later = row is not None and row.state is RevisionState.APPROVED and row.stages_before < len(row.chain)
-        if row is None or not (row.state is RevisionState.SUBMITTED or later):
-            raise Stale("nothing_under_review", story=story_id, state=row.state if row else "-")
-        if revision is not None and revision != row.number:
-            raise Stale("revision_changed", story=story_id, seen=revision, now=row.number)
-        assert row.id is not None
-        votes = await tx.votes(row.id)
+        waiting = [(row, votes) for row in revisions if (votes := await self._awaited(tx, row)) is not None]
+        # A draft written meanwhile takes nothing from those who have yet to sign what is already out.
+        named = [(row, votes) for row, votes in waiting if revision in (None, row.number)]
+        if not waiting:
+            raise Stale("nothing_under_review", story=story_id, state=revisions[-1].state if revisions else "-")
+        if not named:
+            raise Stale("revision_changed", story=story_id, seen=revision, now=waiting[-1][0].number)
+        row, votes = named[-1]
         if any(vote.person_id == person for vote in votes):
             raise Refused("voted_already", story=story_id, person=person)
-        if all(stage_ in [vote.stage for vote in votes] for stage_ in row.chain):
-            raise Stale("nothing_under_review", story=story_id, state=row.state)
         _may_sign(voter, row, stage)
         return voter, row, votes
+
+    async def _awaited(self, tx: Reading, row: Revision) -> list[Vote] | None:
+        """The votes on a revision that still waits for some; None when it waits for none."""
+        out_early = row.state is RevisionState.APPROVED and row.stages_before < len(row.chain)
+        if not (row.state is RevisionState.SUBMITTED or out_early):
+            return None
+        assert row.id is not None
+        votes = await tx.votes(row.id)
+        signed = {vote.stage for vote in votes if not vote.supplement}
+        unsigned = out_early and not signed  # nothing in it was new: it was never put to the vote
+        return None if unsigned or signed >= set(row.chain) else votes
 
     # ── publishing ──────────────────────────────────────────────────────────────────────────────────────────
     async def plan(
@@ -529,6 +538,9 @@ class Desk:
         chosen: list[_Target] = []
         skipped: list[Skipped] = []
         for outlet_id in wanted:
+            if outlet_id not in self._outlets:
+                skipped.append(Skipped(outlet_id, "outlet_unusable", {"status": str(OutletStatus.DISABLED)}))
+                continue  # it left the district: what it still shows is a matter for a person
             record = self._outlets.get(outlet_id)
             before = earlier.get(outlet_id)
             rendition = renditions.get((record.config.channel, record.profile_hash))
@@ -596,10 +608,11 @@ class Desk:
             Stale: ``already_going_out``: nothing is left to move.
         """
         async with self._store.write() as tx:
-            await _person(tx, person)
+            planner = await _person(tx, person)
             publication = await tx.get(Publication, publication_id)
             if publication is None:
                 raise Refused("unknown_publication", publication=publication_id)
+            await _may_act_for(tx, planner, (await _story(tx, publication.story_id)).unit)
             _check_times(tx.now, go_at, publication.until)
             moved = await tx.retime(publication_id, go_at)
             if not moved:
@@ -648,15 +661,22 @@ class Desk:
             targets = await self._supersede(tx, person, [each for each in chosen if each not in same], earlier)
             if not targets and not same:
                 raise Refused("plan_matches_nothing", story=story_id, skipped=tuple(skipped))
-            corrected = (await tx.publications(story_id))[-1]  # a rehearsal's correction is a rehearsal
-            publication = await self._publish(
-                tx, planner, story, revision, targets, go_at=tx.now, until=revision.expires_at,
-                origin=corrected.origin, rehearsal=corrected.rehearsal,
-            )  # fmt: skip
-            assert publication.id is not None
+            # A rehearsal's correction is a rehearsal, a duty's is a duty: what counts for an outlet stays what it was.
+            planned = {each.id: each for each in await tx.publications(story_id)}
+            kinds: dict[tuple[Origin, bool], list[_Target]] = {}
+            for target in targets:
+                corrected = planned[earlier[target.outlet_id].publication_id]
+                kinds.setdefault((corrected.origin, corrected.rehearsal), []).append(target)
+            publications = [
+                await self._publish(tx, planner, story, revision, some, go_at=tx.now, until=revision.expires_at,
+                                    origin=origin, rehearsal=rehearsal)
+                for (origin, rehearsal), some in (kinds or {(Origin.DESK, False): []}).items()
+            ]  # fmt: skip
+            first = publications[0].id
+            assert first is not None
             outlets = tuple(each.outlet_id for each in targets)
             await tx.audit_line(person, "correct", f"story:{story_id}", revision=revision.number, outlets=len(outlets))
-            return Planned(publication.id, outlets, tuple(skipped))
+            return Planned(first, outlets, tuple(skipped))
 
     async def _supersede(
         self, tx: Writing, person: str, chosen: Sequence["_Target"], earlier: Mapping[str, Delivery]
@@ -674,10 +694,13 @@ class Desk:
                 and row.outlet_id not in leased
                 and not row.doubted_at
             ):
+                # It inherits whose place it takes, and waits for that alone: a new site row gives the permalink.
+                heir = _Target(target.outlet_id, target.rendition_id, version, target.record, until=until,
+                               go_at=row.go_at, supersedes=row.supersedes, first_live_at=row.first_live_at,
+                               waits_for=row.waits_for if row.waits_for == row.supersedes else None)  # fmt: skip
                 await tx.witness(row, DeliveryState.CANCELLED, person=person, receipt=None, action="supersede",
                                  reason=Reason.SUPERSEDED)  # fmt: skip
-                targets.append(_Target(target.outlet_id, target.rendition_id, version, target.record, until=until,
-                                       go_at=row.go_at, waits_for=row.waits_for))  # fmt: skip
+                targets.append(heir)
             else:
                 waits = None if row.state is DeliveryState.LIVE else row.id
                 targets.append(
@@ -707,10 +730,10 @@ class Desk:
     async def _take_back(
         self, tx: Writing, person: str, story: Story, why: str, *, signed_by: Sequence[str]
     ) -> Withdrawn:
-        await tx.move(story, StoryState.RETRACTED, person=person, action="withdraw", retracted_at=tx.now)
+        await tx.move(story, StoryState.RETRACTED, person=person, action="retract", retracted_at=tx.now)
         for publication in await tx.publications(story.id):
             if publication.state is PublicationState.STANDING:
-                await tx.move(publication, PublicationState.WITHDRAWN, person=person, action="withdraw",
+                await tx.move(publication, PublicationState.WITHDRAWN, person=person, action="retract",
                               withdrawn_at=tx.now, withdrawn_why=why)  # fmt: skip
         rows = await tx.deliveries(story_id=story.id)
         started = await tx.open_attempts([row.id for row in rows if row.id is not None])
@@ -759,6 +782,8 @@ class Desk:
                 DeliveryState.RECALLING,
             ):
                 raise Stale("moved_meanwhile", entity="delivery", name=row.key, state=str(row.state), wanted=str(to))
+            if to is DeliveryState.QUEUED:
+                await _may_go_again(tx, row)
             receipt = None
             if to in proofs:
                 evidence = {"by": person, "note": note}
@@ -873,11 +898,26 @@ async def _story(tx: Reading, story_id: str) -> Story:
 
 
 async def _delivery(tx: Reading, person: str, delivery_id: int) -> Delivery:
-    await _person(tx, person)
+    actor = await _person(tx, person)
     found = await tx.get(Delivery, delivery_id)
     if found is None:
         raise Refused("unknown_delivery", delivery=delivery_id)
+    outlet = await tx.get(Outlet, found.outlet_id)
+    if outlet is None or actor.unit != outlet.unit:  # who runs an outlet may say what is on it
+        await _may_act_for(tx, actor, (await _story(tx, found.story_id)).unit)
     return found
+
+
+async def _may_go_again(tx: Reading, row: Delivery) -> None:
+    """A version that was overtaken never goes out again over the newer one; nor does what was withdrawn."""
+    story = await _story(tx, row.story_id)
+    if story.state is StoryState.RETRACTED:
+        raise Stale("story_retracted", story=row.story_id)
+    newest = (await _newest(tx, row.story_id, story.episode)).get(row.outlet_id)
+    if newest is None or newest.id != row.id:
+        raise Stale(
+            "moved_meanwhile", entity="delivery", name=row.key, state=str(row.state), wanted=str(DeliveryState.QUEUED)
+        )
 
 
 async def _approved_revision(tx: Reading, story_id: str) -> Revision:
@@ -899,6 +939,11 @@ async def _newest(tx: Reading, story_id: str, episode: int) -> dict[str, Deliver
 def _nearest(name: str, known: Sequence[str]) -> dict[str, str]:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
     return {"name": name, "nearest": "、".join(near or sorted(known)[:5]) or "–"}
+
+
+def _said(draft: Revision) -> tuple[object, ...]:
+    """Everything of a draft that a channel is shown."""
+    return (draft.title, draft.content, draft.own_text, draft.importance, draft.expires_at, draft.correction_note)
 
 
 def _with_permalink(view: StoryView, address: str) -> StoryView:

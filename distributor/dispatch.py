@@ -293,6 +293,18 @@ def shelf_of(
     return Shelf(items=tuple(items[:size]), now=now, changed=changed, gone=gone)
 
 
+def _one_per_key(due: Sequence[tuple[Work, Action]]) -> list[tuple[Work, Action]]:
+    """Of the versions of one item, which a single call can't both put up and take off: what must go first. Pure.
+
+    What already comes down goes first; else the newest version, which takes the place of one that has run out. The
+    others stay due for the call after this one.
+    """
+    first: dict[str, tuple[Work, Action]] = {}
+    for work, action in sorted(due, key=lambda each: (each[0].state is not DeliveryState.RECALLING, -each[0].version)):
+        first.setdefault(work.key, (work, action))
+    return [each for each in due if each in first.values()]
+
+
 _Start = tuple[Work, str, Action]  # what is about to begin: the row, its lease token, the action
 
 
@@ -381,10 +393,10 @@ class Dispatcher:
 
     # ── one lane
     async def _serve(self, lane: Claimed) -> None:
-        record = self._outlets.get(lane.outlet_id)
+        record = self._outlets.get(lane.outlet_id) if lane.outlet_id in self._outlets else None
         now = self._clock.now()
-        if record.channel is None or record.status is OutletStatus.DISABLED:
-            unusable = Misconfigured("outlet_unusable", str(record.status))
+        if record is None or record.channel is None or record.status is OutletStatus.DISABLED:
+            unusable = Misconfigured("outlet_unusable", str(record.status if record else OutletStatus.DISABLED))
             await self._settle([self._fail(lane, work, unusable, now) for work in lane.work])
             return
         traits = record.traits
@@ -394,7 +406,7 @@ class Dispatcher:
         if not calls:
             return
         if traits.shelf:
-            await self._show(lane, record.channel, calls)
+            await self._show(lane, record.channel, _one_per_key(calls), last=True)
         else:
             for nth, (work, action) in enumerate(calls, start=1):
                 await self._act(lane, record.channel, work, action, last=nth == len(calls))
@@ -431,7 +443,9 @@ class Dispatcher:
         settled = judge(attempted, traits, self._policy, self._spread())
         await self._settle([replace(settled, keeps_lease=not last)])
 
-    async def _show(self, lane: Claimed, channel: Channel[Any, Any], calls: Sequence[tuple[Work, Action]]) -> None:
+    async def _show(
+        self, lane: Claimed, channel: Channel[Any, Any], calls: Sequence[tuple[Work, Action]], *, last: bool
+    ) -> None:
         traits, began = channel.traits, self._clock.now()
         if began + traits.deadline > lane.until:
             return
@@ -448,8 +462,8 @@ class Dispatcher:
         answer = await self._call(calls[0][0], channel.show(shelf), traits.deadline)
         if isinstance(answer, Permanent) and len(calls) > 1:
             # One of them is at fault: show them one by one, so that the others are not held up by it.
-            for one in calls:
-                await self._show(lane, channel, [one])
+            for nth, one in enumerate(calls, start=1):
+                await self._show(lane, channel, [one], last=nth == len(calls))
             return
         ended = self._clock.now()
         settled = []
@@ -461,7 +475,7 @@ class Dispatcher:
             )
             attempted = Attempted(work, lane.token, action, _why(work, action), began, ended, said)
             settled.append(judge(attempted, replace(traits, idempotent=True), self._policy, self._spread()))
-        await self._settle(settled)
+        await self._settle([replace(one, keeps_lease=not last) for one in settled])
 
     async def _call(self, work: Work, call: Awaitable[Receipt], deadline: timedelta) -> Answer:
         """Call a channel; whatever happens becomes an answer. Only a cancellation passes."""
@@ -546,16 +560,18 @@ class Dispatcher:
         return len(paused)
 
     async def _probe(self, lane: Lane) -> None:
-        record = await self._outlets.probe(lane.outlet_id)
+        record = await self._outlets.probe(lane.outlet_id) if lane.outlet_id in self._outlets else None
         async with self._store.write() as tx:
-            if record.status is OutletStatus.READY:
+            if record is None:  # it left the district: nothing to probe until it is back
+                await tx.probe_later(lane.outlet_id, tx.now + self._policy.probe_every, "outlet_unusable", "")
+            elif record.status is OutletStatus.READY:
                 await tx.resume(lane.outlet_id)
                 await tx.audit_line("", "resume", f"outlet:{lane.outlet_id}")
             else:
                 code = record.why[0].code if record.why else str(record.status)
                 detail = str(record.why[0].facts.get("detail", "")) if record.why else ""
                 await tx.probe_later(lane.outlet_id, tx.now + self._policy.probe_every, code, detail)
-        log.info("probed", outlet_id=lane.outlet_id, status=record.status)
+        log.info("probed", outlet_id=lane.outlet_id, status=record.status if record else "left")
 
     async def receive(self, outlet_id: str, inbound: Inbound) -> int:
         """Take in one pushed message; returns how many of its verdicts changed something.

@@ -75,6 +75,7 @@ from distributor.model import (
     Revision,
     RevisionState,
     Story,
+    StoryState,
     Unit,
     Vote,
     VoteDecision,
@@ -202,7 +203,8 @@ def land(state: DeliveryState, settled: Settled, *, was_doubted: bool) -> Landin
     if state is known.RECALLING:  # withdrawn while the call was out
         if proof is Proof.GONE and settled.action is Action.WITHDRAW:
             return Landing((known.RECALLED,), Reason.WITHDRAWN, None, off=True)
-        if proof is None and not (was_doubted or settled.doubt or settled.work.started):
+        sending = settled.work.state is known.QUEUED  # what is live and won't come down was not "never sent"
+        if sending and proof is None and not (was_doubted or settled.doubt or settled.work.started):
             return Landing((known.CANCELLED,), Reason.WITHDRAWN, None)  # it is known not to have gone out
         return Landing((), Reason.WITHDRAWN, settled.ended_at, live=proof is Proof.LIVE)
     return None
@@ -411,12 +413,18 @@ class Reading:
 
     async def next_wake(self, now: datetime) -> datetime | None:
         """When the machine has something to do next (maybe in the past), or None when nothing is planned."""
-        due = (
-            select(func.min(case((L.lease_until > now, L.lease_until), else_=L.next_at)))
-            .where(L.next_at.is_not(None), L.paused_at.is_(None))
-        )  # fmt: skip
         if hold := await self.standing_hold():
-            due = due.where(L.outlet_id.in_(select(D.outlet_id).where(_runs_under(hold), D.next_at.is_not(None))))
+            at = case((L.lease_until > now, L.lease_until), (L.hold_until > D.next_at, L.hold_until), else_=D.next_at)
+            rows = (
+                select(func.min(at))
+                .select_from(Delivery)
+                .join(Lane, L.outlet_id == D.outlet_id)
+                .where(_runs_under(hold))
+            )
+            due = rows.where(D.next_at.is_not(None), L.paused_at.is_(None))
+        else:
+            at = case((L.lease_until > now, L.lease_until), else_=L.next_at)
+            due = select(func.min(at)).where(L.next_at.is_not(None), L.paused_at.is_(None))
         probe = select(func.min(L.probe_at)).where(L.paused_at.is_not(None))
         times = [(await self._session.execute(query)).scalar() for query in (due, probe)]
         return min((at for at in times if at is not None), default=None)
@@ -587,8 +595,8 @@ class Writing(Reading):
         )  # fmt: skip
 
     async def leased_outlets(self) -> frozenset[str]:
-        """Outlets that a worker is calling now."""
-        found = await self._session.execute(select(L.outlet_id).where(L.lease_until > self.now))
+        """Outlets that a worker is calling now, or was when it was last heard of."""
+        found = await self._session.execute(select(L.outlet_id).where(L.lease_token.is_not(None)))
         return frozenset(found.scalars())
 
     async def open_attempts(self, delivery_ids: Sequence[int]) -> frozenset[int]:
@@ -599,10 +607,15 @@ class Writing(Reading):
         return frozenset(found.scalars())
 
     async def release_leases(self) -> int:
-        """Free every lease: the only dispatcher of this database has just started, so their holders are dead."""
+        """End every lease: the only dispatcher of this database has just started, so their holders are dead.
+
+        Such a lane keeps a token that nobody holds until it is claimed: what was due on it may have gone out, so a
+        withdrawal takes it off instead of calling it never sent.
+        """
         freed = await self._change(
-            update(Lane).where(L.lease_token.is_not(None)).values(lease_token=None, lease_until=None)
-        )
+            update(Lane).where(L.lease_token.is_not(None))
+            .values(lease_token=f"dead-{secrets.token_hex(8)}", lease_until=self.now)
+        )  # fmt: skip
         await self.rearm()
         return freed
 
@@ -928,6 +941,12 @@ class Writing(Reading):
         self._session.expire(row)
         await self._session.refresh(row)
         await self.rearm({row.outlet_id, *touched})
+        story = await self.get(Story, row.story_id)
+        assert story is not None
+        if to is DeliveryState.LIVE and (story.state is StoryState.RETRACTED or story.episode > row.episode):
+            # It was withdrawn everywhere; what is seen to be on air nevertheless has to come down.
+            await self.recall([row], started=frozenset(), leased=frozenset())
+            await self._session.refresh(row)
         return row
 
     async def late(self, row: Delivery, receipt: Receipt) -> None:
@@ -950,19 +969,24 @@ class Writing(Reading):
 
     async def retime(self, publication_id: int, go_at: datetime) -> int:
         """Move the queued, unleased, never started deliveries of a publication to ``go_at``; returns how many."""
-        leased = select(L.outlet_id).where(L.lease_until > self.now)
+        leased = select(L.outlet_id).where(L.lease_token.is_not(None))
         started = select(A.delivery_id).where(A.ended_at.is_(None))
         mine = [
             D.publication_id == publication_id, D.state == DeliveryState.QUEUED,
             D.outlet_id.not_in(leased), D.id.not_in(started),
         ]  # fmt: skip
-        outlets = list((await self._session.execute(select(D.outlet_id).where(*mine))).scalars())
-        await self._change(
-            update(Delivery).where(*mine)
-            .values(go_at=go_at, next_at=case((D.waits_for.is_(None), go_at), else_=D.next_at))
-        )  # fmt: skip
-        await self.rearm(outlets)
-        return len(outlets)
+        found = (
+            await self._session.execute(select(D.id, D.outlet_id, D.go_at, D.next_at, D.waits_for).where(*mine))
+        ).all()
+        # What waits for the site waits as long as before, from the new time on.
+        waits = {row.next_at and row.next_at - row.go_at for row in found if row.waits_for is not None}
+        await self._change(update(Delivery).where(*mine, D.waits_for.is_(None)).values(go_at=go_at, next_at=go_at))
+        for wait in waits:
+            ids = [r.id for r in found if r.waits_for is not None and (r.next_at and r.next_at - r.go_at) == wait]
+            later = None if wait is None else go_at + wait
+            await self._change(update(Delivery).where(D.id.in_(ids)).values(go_at=go_at, next_at=later))
+        await self.rearm(row.outlet_id for row in found)
+        return len(found)
 
     async def recall(
         self, rows: Sequence[Delivery], *, started: frozenset[int], leased: frozenset[str]
@@ -1135,6 +1159,8 @@ def _change_of(row: _Present, settled: Settled, landing: Landing) -> _Change:
         "doubted_at": row.doubted_at, "live_at": row.live_at, "first_live_at": row.first_live_at,
         "external_id": row.external_id, "url": row.url, "envelope": row.envelope,
     }  # fmt: skip
+    if row.reason is Reason.WITHDRAWN and landing.reason is Reason.ENDED:
+        values["reason"] = row.reason  # its time ran out first, then a person took it back: the count is reversed
     if settled.probe_at is not None:
         values |= {"broken": row.broken + 1, "tries": row.tries}
     if settled.doubt:
