@@ -128,6 +128,12 @@ def _complaint(error: DistributorError) -> list[str]:
     return lines
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"distributor {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _seat(
     ctx: typer.Context,
@@ -137,11 +143,9 @@ def _seat(
     person: Annotated[
         str, typer.Option("--as", metavar="PERSON", envvar=PERSON_VARIABLE, help="由谁操作：人员编号。")
     ] = "",
-    version: Annotated[bool, typer.Option("--version", help="显示版本。")] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="显示版本。")] = False,
 ) -> None:
-    if version:
-        typer.echo(f"distributor {__version__}")
-        raise typer.Exit
+    del version
     logs.configure("console")
     ctx.obj = Seat(config, person)
 
