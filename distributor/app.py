@@ -94,7 +94,7 @@ async def open_distributor(
             outlets = Outlets.open(configs, public=public, session=session, timezone=timezone)
             async with store.write() as tx:
                 await _sync(tx, district, outlets)
-            chosen = policy or Policy(concurrency=settings.concurrency)
+            chosen = policy or Policy(concurrency=settings.concurrency, lease_margin=settings.lease_margin)
             yield Distributor(
                 settings=settings, district=district, clock=time, store=store, outlets=outlets, blobs=blobs,
                 desk=Desk(store, outlets, blobs, time, settings),

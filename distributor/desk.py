@@ -702,6 +702,10 @@ class Desk:
                                  reason=Reason.SUPERSEDED)  # fmt: skip
                 targets.append(heir)
             else:
+                if not target.record.traits.corrects and row.state is not DeliveryState.QUEUED:
+                    # It can't be replaced in place: the old version comes down first, then the new one goes out.
+                    await tx.witness(row, DeliveryState.RECALLING, person=person, receipt=None,
+                                           action="correct", reason=Reason.CORRECTED, next_at=tx.now)  # fmt: skip
                 waits = None if row.state is DeliveryState.LIVE else row.id
                 targets.append(
                     _Target(target.outlet_id, target.rendition_id, version, target.record, until=until, waits_for=waits,

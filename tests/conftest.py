@@ -42,6 +42,7 @@ RISKY = Traits(idempotent=False, checks=True, absence_proves_after=timedelta(min
 BLIND = Traits(idempotent=False, checks=False)
 SHELF = Traits(idempotent=True, shelf=20, batch_max=50)
 SITE = Traits(idempotent=True, shelf=20, batch_max=50, gives_permalink=True)
+STUBBORN = Traits(idempotent=True, corrects=False)
 ARCHIVE = Traits(idempotent=True, shelf=20, batch_max=50, expires=False)
 FEED = Traits(idempotent=True, shelf=20, batch_max=50, holds_permalink=True)
 
@@ -53,6 +54,7 @@ OUTLETS: dict[str, tuple[str, Traits]] = {
     "site": ("rmt", SITE),
     "feed": ("rmt", FEED),
     "archive": ("rmt", ARCHIVE),
+    "stubborn": ("rmt", STUBBORN),
 }
 
 

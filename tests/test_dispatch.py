@@ -13,7 +13,7 @@ async def test_an_approved_story_goes_to_every_kind_of_outlet_and_is_counted(hou
     await house.published(to=("all",))
     await house.until()
     assert set((await house.states()).values()) == {S.LIVE}
-    assert await house.counts() == {"rmt/publish": 5, "gxj/pushed": 2, "rmt/submitted": 1}
+    assert await house.counts() == {"rmt/publish": 6, "gxj/pushed": 2, "rmt/submitted": 1}
 
 
 async def test_a_refused_connection_is_retried_and_counted_once(house: House) -> None:
@@ -221,3 +221,16 @@ async def test_a_shelf_that_keeps_what_has_run_out_is_shown_anew_at_its_end(hous
     assert shelves[1].changed == ()
     row = await house.delivery("archive")
     assert (row.state, row.next_at) == (S.LIVE, None)
+
+
+async def test_what_cannot_be_corrected_in_place_is_taken_off_first_and_counted_once(house: House) -> None:
+    await house.published(to=("stubborn",))
+    await house.approved(title="停水通知（更正）")
+    await house.desk.correct("editor", "water")
+    await house.until()
+    asked = [call.verb for call in house.scripts["stubborn"].calls]
+    assert asked == ["deliver", "withdraw", "deliver"]
+    async with house.store.read() as tx:
+        rows = await tx.deliveries(story_id="water", outlet_id="stubborn")
+    assert [(row.state, row.reason) for row in rows] == [(S.RECALLED, Reason.CORRECTED), (S.LIVE, Reason.NONE)]
+    assert (await house.counts())["rmt/publish"] == 1
