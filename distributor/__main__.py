@@ -811,10 +811,16 @@ def extend(ctx: typer.Context, story_id: StoryId, as_json: Json = False) -> None
 
     async def work(core: Distributor) -> Answer:
         made = await core.desk.extend(person, story_id)
+        async with core.store.read() as tx:
+            approved = await tx.approved_hashes(story_id)
+        unsigned = sum(each.made is not None and each.made.sha256 not in approved for each in made)
+        data = {"story": story_id, "made": _adapted_data(made), "unsigned": unsigned}
         if not made:
-            return Answer([], [f"{story_id} 没有缺少成品的终端。"])
-        lines = [f"{story_id} 补做 {len(made)} 种成品。", *_adapted_lines(made)]
-        return Answer(_adapted_data(made), [*lines, f"下一步：distributor --as 终审人 sign-extension {story_id}"])
+            return Answer(data, [f"{story_id} 没有缺少成品的终端。"])
+        lines = [f"{story_id} 补做 {len(made)} 种成品，{unsigned} 种要补签。", *_adapted_lines(made)]
+        if unsigned:
+            return Answer(data, [*lines, f"下一步：distributor --as 终审人 sign-extension {story_id}"])
+        return Answer(data, [*lines, f"下一步：distributor publish {story_id} --to 终端"])
 
     _do(ctx, as_json, work)
 
