@@ -296,6 +296,7 @@ def demo(
     except ImportError as error:
         raise Unusable("demo_missing", why=str(error)) from error
 
+    logs.configure("console", level=logging.ERROR)  # what goes wrong on purpose is told in the demo's own words
     shown = Console(stderr=as_json, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     code = asyncio.run(run(data_dir=build / "data", build_dir=build, port=port, once=once, console=shown))
     if as_json:
