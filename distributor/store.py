@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.sql.elements import ColumnElement
 from sqlmodel import SQLModel
@@ -235,7 +235,7 @@ def migrate(database: str) -> None:
         alembic.command.upgrade(config, "head")
     except alembic.util.exc.CommandError as error:
         raise Unusable("database_newer", detail_of(error)) from error
-    except (OperationalError, sqlite3.Error) as error:
+    except (DatabaseError, sqlite3.Error) as error:
         raise Unusable("database_refused", why=detail_of(error)) from error
 
 
@@ -1281,9 +1281,16 @@ class Store:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Reading]:
-        """One consistent snapshot; never waits for a writer."""
-        async with self._read_session.begin() as session:
-            yield Reading(session)
+        """One consistent snapshot; never waits for a writer.
+
+        Raises:
+            Unusable: ``database_refused``: it can't be read.
+        """
+        try:
+            async with self._read_session.begin() as session:
+                yield Reading(session)
+        except OperationalError as error:
+            raise Unusable("database_refused", path=str(self.path), why=detail_of(error)) from error
 
     def changes(self) -> int:
         """A number that differs when another connection has committed (SQLite's ``data_version``)."""
