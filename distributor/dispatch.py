@@ -83,6 +83,8 @@ def step(work: Work, traits: Traits, now: datetime) -> Step:
             return Step(Action.CHECK) if traits.checks else Step(to=DeliveryState.IN_DOUBT, reason=Reason.SILENT)
         case DeliveryState.QUEUED if over and not doubtful:
             return Step(to=DeliveryState.CANCELLED, reason=Reason.MISSED)
+        case DeliveryState.QUEUED if over and work.first_live_at is None and traits.expires and traits.withdraws:
+            return Step(Action.WITHDRAW, reason=Reason.MISSED)  # its time is over: make sure that it is off
         case DeliveryState.QUEUED:
             return Step(Action.DELIVER)
         case DeliveryState.ACCEPTED if over and traits.expires and traits.withdraws:
@@ -238,7 +240,8 @@ def _judge_withdraw(attempted: Attempted, policy: Policy, spread: float) -> Sett
     work, answer, reason = attempted.work, attempted.answer, attempted.reason
     match answer:
         case Receipt(proof=Proof.GONE):
-            return _settled(attempted, "gone", to=DeliveryState.RECALLED, reason=reason)
+            off = DeliveryState.CANCELLED if work.state is DeliveryState.QUEUED else DeliveryState.RECALLED
+            return _settled(attempted, "gone", to=off, reason=reason)
         case Permanent():
             return _settled(attempted, "refused", to=DeliveryState.IN_DOUBT, reason=reason)
         case Misconfigured():
@@ -247,7 +250,8 @@ def _judge_withdraw(attempted: Attempted, policy: Policy, spread: float) -> Sett
             return _settled(attempted, "doubt", to=DeliveryState.IN_DOUBT, reason=reason)
         case _:  # withdrawing may be repeated
             settled = _settled(attempted, "retry", next_at=_later(attempted, policy, spread), reason=reason)
-    if settled.to is None and work.state is not DeliveryState.RECALLING:  # it ended: from now on it should come down
+    was_on = work.state not in (DeliveryState.QUEUED, DeliveryState.RECALLING)
+    if settled.to is None and was_on:  # it ended: from now on it should come down
         return replace(settled, to=DeliveryState.RECALLING)
     return settled
 
@@ -275,7 +279,7 @@ def shelf_of(
         )
         for work, action in due if action is Action.DELIVER
     )  # fmt: skip
-    reasons = {Reason.ENDED: GoneReason.ENDED}
+    reasons = {Reason.ENDED: GoneReason.ENDED, Reason.MISSED: GoneReason.ENDED}
     gone = tuple(
         Gone(work.key, work.version, made(work.rendition_id), reasons.get(work.reason, GoneReason.WITHDRAWN), now)
         for work, action in due if action is Action.WITHDRAW
@@ -330,6 +334,7 @@ class Dispatcher:
         self._turn = asyncio.Lock()
         longest = max((record.traits.deadline for record in outlets), default=timedelta(seconds=30))
         self._lease = longest + self._policy.lease_margin
+        self._begins = frozenset(record.id for record in outlets if record.traits.idempotent or record.traits.shelf)
 
     # ── the loop
     def nudge(self) -> None:
@@ -378,7 +383,7 @@ class Dispatcher:
         if self._stopping or free <= 0:
             return begun
         async with self._store.write() as tx:
-            claimed = await tx.claim(limit=free, lease=self._lease)
+            claimed = await tx.claim(limit=free, lease=self._lease, begins=self._begins)
         for lane in claimed:
             task = asyncio.create_task(self._serve(lane), name=f"lane:{lane.outlet_id}")
             self._busy.add(task)

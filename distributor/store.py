@@ -10,7 +10,7 @@ import fcntl
 import os
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -595,8 +595,8 @@ class Writing(Reading):
         )  # fmt: skip
 
     async def leased_outlets(self) -> frozenset[str]:
-        """Outlets that a worker is calling now, or was when it was last heard of."""
-        found = await self._session.execute(select(L.outlet_id).where(L.lease_token.is_not(None)))
+        """Outlets that a worker is calling now."""
+        found = await self._session.execute(select(L.outlet_id).where(L.lease_until > self.now))
         return frozenset(found.scalars())
 
     async def open_attempts(self, delivery_ids: Sequence[int]) -> frozenset[int]:
@@ -607,21 +607,20 @@ class Writing(Reading):
         return frozenset(found.scalars())
 
     async def release_leases(self) -> int:
-        """End every lease: the only dispatcher of this database has just started, so their holders are dead.
-
-        Such a lane keeps a token that nobody holds until it is claimed: what was due on it may have gone out, so a
-        withdrawal takes it off instead of calling it never sent.
-        """
+        """Free every lease: the only dispatcher of this database has just started, so their holders are dead."""
         freed = await self._change(
-            update(Lane).where(L.lease_token.is_not(None))
-            .values(lease_token=f"dead-{secrets.token_hex(8)}", lease_until=self.now)
-        )  # fmt: skip
+            update(Lane).where(L.lease_token.is_not(None)).values(lease_token=None, lease_until=None)
+        )
         await self.rearm()
         return freed
 
     # ── claim
-    async def claim(self, *, limit: int, lease: timedelta) -> list[Claimed]:
-        """Lease up to ``limit`` due lanes and hand out their due rows, most urgent first."""
+    async def claim(self, *, limit: int, lease: timedelta, begins: Collection[str] = ()) -> list[Claimed]:
+        """Lease up to ``limit`` due lanes and hand out their due rows, most urgent first.
+
+        ``begins``: outlets that are called without a further commit (`start`), because sending twice does no harm
+        there. Their attempts are started here: whoever is handed a row and dies may have sent it.
+        """
         hold = await self.standing_hold()
         free = or_(L.lease_until.is_(None), L.lease_until <= self.now)
         ready = (
@@ -641,6 +640,15 @@ class Writing(Reading):
         await self._change(update(Lane).where(L.outlet_id.in_(lanes)).values(lease_token=token, lease_until=until))
         rows = await self._due_rows(lanes, hold)
         claimed = [Claimed(outlet, token, until, tuple(rows[outlet])) for outlet in lanes if outlet in rows]
+        await self.add_many(
+            Attempt,
+            [
+                {"delivery_id": work.delivery_id, "lease_token": token, "action": Action.DELIVER,
+                 "started_at": self.now}
+                for each in claimed if each.outlet_id in begins
+                for work in each.work if work.state is DeliveryState.QUEUED and not work.started
+            ],
+        )  # fmt: skip
         empty = [outlet for outlet in lanes if outlet not in rows]
         if empty:
             await self._stop_unapproved(empty)
@@ -969,7 +977,7 @@ class Writing(Reading):
 
     async def retime(self, publication_id: int, go_at: datetime) -> int:
         """Move the queued, unleased, never started deliveries of a publication to ``go_at``; returns how many."""
-        leased = select(L.outlet_id).where(L.lease_token.is_not(None))
+        leased = select(L.outlet_id).where(L.lease_until > self.now)
         started = select(A.delivery_id).where(A.ended_at.is_(None))
         mine = [
             D.publication_id == publication_id, D.state == DeliveryState.QUEUED,

@@ -5,6 +5,7 @@ import sqlite3
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import alembic.command
 import alembic.config
@@ -332,19 +333,65 @@ async def test_a_restart_frees_the_leases_of_the_dead(house: House) -> None:
         assert len(await tx.claim(limit=9, lease=LEASE)) == 2
 
 
-@pytest.mark.parametrize("outlet", ["safe", "led", "risky"])
-async def test_what_was_under_way_when_the_process_died_is_taken_off_never_called_unsent(
-    house: House, outlet: str
-) -> None:
+# ── a worker that dies ──────────────────────────────────────────────────────────────────────────────────────
+async def dies_once_it_is_out(house: House, outlet: str, **plan: Any) -> None:
+    """The story lands on the outlet, and the worker dies before it can write that down; then a restart."""
+    script = house.scripts[outlet]
+
+    async def lands_then_dies(given: Any) -> Receipt:
+        keys = [item.key for item in given.items] if outlet == "led" else [given.key]
+        script.on_air |= {key: {} for key in keys}
+        raise asyncio.CancelledError
+
+    script.then("show" if outlet == "led" else "deliver", lands_then_dies)
     await house.approved()
-    await house.desk.plan("editor", "water", [outlet])
-    await claim_one(house)
+    await house.desk.plan("editor", "water", [outlet], **plan)
+    await house.dispatcher.drain()
     async with house.store.write() as tx:
         await tx.release_leases()
+    assert "water." + outlet + ".e1" in script.on_air
+    assert (await house.delivery(outlet)).state is S.QUEUED
+
+
+OUTLETS = ["safe", "led", "risky", "blind"]
+
+
+@pytest.mark.parametrize("outlet", OUTLETS)
+async def test_what_landed_before_a_worker_died_is_taken_off_never_called_unsent(house: House, outlet: str) -> None:
+    await dies_once_it_is_out(house, outlet)
     await house.desk.withdraw("editor", "water", "有误")
-    assert (await house.delivery(outlet)).state is S.RECALLING
     await house.until()
     assert (await house.delivery(outlet)).state is S.RECALLED
+    assert house.scripts[outlet].on_air == {}
+
+
+@pytest.mark.parametrize("outlet", OUTLETS)
+async def test_what_landed_before_a_worker_died_cannot_be_cancelled(house: House, outlet: str) -> None:
+    await dies_once_it_is_out(house, outlet)
+    with pytest.raises(Stale):
+        await house.desk.cancel("editor", (await house.delivery(outlet)).id or 0)
+
+
+@pytest.mark.parametrize("outlet", ["safe", "led", "risky"])
+async def test_what_landed_before_a_worker_died_does_not_outlast_its_end(house: House, outlet: str) -> None:
+    end = house.clock.now() + timedelta(hours=1)
+    await dies_once_it_is_out(house, outlet, until=end)
+    house.clock.set(end + timedelta(hours=1))  # nobody worked meanwhile
+    await house.until()
+    assert (await house.delivery(outlet)).state in (S.RECALLED, S.CANCELLED)
+    assert house.scripts[outlet].on_air == {}
+    shown = [task for task in house.scripts[outlet].asked("deliver") if task.now > end]
+    assert shown == [], "an expired story is not sent again only to be taken off"
+
+
+@pytest.mark.parametrize("outlet", ["safe", "led"])
+async def test_what_landed_before_a_worker_died_goes_out_again_where_that_does_no_harm(
+    house: House, outlet: str
+) -> None:
+    await dies_once_it_is_out(house, outlet)
+    await house.until()
+    assert (await house.delivery(outlet)).state is S.LIVE
+    assert (await house.counts())["rmt/publish"] == 1
 
 
 # ── the last guard ──────────────────────────────────────────────────────────────────────────────────────────
