@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from distributor.app import Distributor
 from distributor.channel import Channel, Importance, StoryKind, Traits, profile_hash
 from distributor.desk import Desk, Manuscript, Planned
 from distributor.dispatch import Dispatcher, Policy
@@ -31,7 +32,7 @@ from distributor.model import (
     UnitKind,
 )
 from distributor.outlets import OutletConfig, OutletRecord, Outlets, OutletStatus
-from distributor.settings import Settings
+from distributor.settings import District, Settings
 from distributor.store import Store, migrate
 from distributor.tally import Tally
 from distributor.testing import FrozenClock, Script, ScriptedChannel, scripted
@@ -99,6 +100,15 @@ class House:
     tally: Tally
     settings: Settings
     scripts: dict[str, Script] = field(default_factory=dict)
+
+    def core(self) -> Distributor:
+        """The same parts as the web application gets them."""
+        folder = self.settings.data_dir
+        return Distributor(
+            settings=self.settings, district=District(name="小区", units=(), columns=()), clock=self.clock,
+            store=self.store, outlets=self.outlets, blobs=self.blobs, desk=self.desk, dispatcher=self.dispatcher,
+            tally=self.tally, public=folder / "public", inbound_key=b"0" * 32,
+        )  # fmt: skip
 
     async def approved(self, story: str = "water", author: str = "editor", **overrides: Any) -> None:
         """Write, submit and sign a story by the whole chain (or what its urgent lane asks)."""

@@ -84,31 +84,30 @@ async def readyz(request: web.Request) -> web.Response:
 async def receive(request: web.Request) -> web.Response:
     """One pushed message. 404 for a wrong secret (it says nothing about what exists), 400 for one not authentic."""
     core, outlet = request.app[CORE], request.match_info["outlet"]
-    if not hmac.compare_digest(request.match_info["secret"], core.inbound_secret(outlet)) or request.app[READ_ONLY]:
+    said, secret = request.match_info["secret"].encode("utf-8", "surrogateescape"), core.inbound_secret(outlet).encode()
+    if not hmac.compare_digest(said, secret) or request.app[READ_ONLY]:
         raise web.HTTPNotFound
     body = await request.read()
     now = core.clock.now()
     headers = {name.lower(): value for name, value in request.headers.items()}
     digest = hashlib.sha256(outlet.encode() + headers.get("webhook-signature", "").encode() + b"\n" + body).digest()
-    if _seen_before(request.app[SEEN], digest, now):
+    seen = request.app[SEEN]
+    if _seen_before(seen, digest, now):
         return web.json_response({"changed": 0, "repeated": True})
     inbound = Inbound(request.method, headers, dict(request.query), body, now)
     try:
         changed = await core.dispatcher.receive(outlet, inbound)
     except Permanent as error:
-        request.app[SEEN].pop(digest, None)
         log.warning("inbound_refused", outlet_id=outlet, code=error.code)
         return web.json_response({"error": error.code}, status=400)
+    seen[digest] = now  # only what was worked off: a message that we failed on may come again
     return web.json_response({"changed": changed})
 
 
 def _seen_before(seen: "OrderedDict[bytes, datetime]", digest: bytes, now: datetime) -> bool:
     while seen and next(iter(seen.values())) < now - REPLAY_WINDOW:
         seen.popitem(last=False)
-    if digest in seen:
-        return True
-    seen[digest] = now
-    return False
+    return digest in seen
 
 
 async def front(request: web.Request) -> web.Response:
