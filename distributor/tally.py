@@ -91,5 +91,5 @@ def as_csv(weeks: Sequence[UnitWeek], words: Mapping[LedgerKind, str], heads: tu
 
 
 def _safe(cell: str) -> str:
-    """A cell that a spreadsheet would run as a formula is quoted (OWASP, CSV injection)."""
-    return f"'{cell}" if cell[:1] in "=+-@\t\r" else cell
+    """A cell that a spreadsheet would run as a formula is quoted (OWASP, CSV injection; full-width signs too)."""
+    return f"'{cell}" if cell.startswith(tuple("=+-@\t\r\n＝＋－＠")) else cell
