@@ -104,17 +104,19 @@ def _lines_of_live(happening: Happening) -> list[Line]:
 
 
 def _reversals(happening: Happening, standing: Sequence[Standing]) -> list[Line]:
-    mine = [line for line in standing if line.episode == happening.episode and line.unit == happening.unit]
+    mine = [line for line in standing if line.episode == happening.episode]
     reversed_keys = {line.key.removesuffix("/reversal") for line in mine if line.entry == "reversal"}
     counted = [line for line in mine if line.entry == "count" and line.key.removesuffix("/count") not in reversed_keys]
+    # What the outlet counted is taken back where it was counted, although it may belong to another unit by now.
     here = [line for line in counted if line.kind in ("publish", "pushed") and line.outlet == happening.outlet]
-    elsewhere = [
-        line
+    units = {line.unit for line in here}
+    elsewhere = {
+        line.unit
         for line in counted
         if line.kind == "publish" and line.outlet != happening.outlet and line.reason in ("forward", "duty")
-    ]
+    }
     # The unit's 转发 stands as long as one of its outlets still carries the forwarded story.
-    forwards = [] if elsewhere else [line for line in counted if line.kind == "forward"]
+    forwards = [line for line in counted if line.kind == "forward" and line.unit in units - elsewhere]
     return [
         Line(
             key=line.key.removesuffix("/count") + "/reversal", kind=line.kind, entry="reversal", n=-1, unit=line.unit,

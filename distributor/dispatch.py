@@ -184,7 +184,7 @@ def _judge_deliver(attempted: Attempted, traits: Traits, policy: Policy, spread:
         case Receipt(proof=Proof.LIVE):
             return _settled(attempted, "live", to=DeliveryState.LIVE, next_at=_after_live(work, traits))
         case Receipt(proof=Proof.ACCEPTED):
-            return _settled(attempted, "accepted", to=DeliveryState.ACCEPTED, next_at=_look_again(attempted))
+            return _settled(attempted, "accepted", to=DeliveryState.ACCEPTED, next_at=_look_again(attempted, traits))
         case Retryable():
             if _spent(attempted, policy):
                 return _settled(attempted, "retry", to=not_out, reason=Reason.EXHAUSTED)
@@ -208,7 +208,7 @@ def _judge_check(attempted: Attempted, traits: Traits, policy: Policy, spread: f
         case Receipt(proof=Proof.LIVE):
             return _settled(attempted, "live", to=DeliveryState.LIVE, next_at=_after_live(work, traits))
         case Receipt(proof=Proof.ACCEPTED):
-            return _settled(attempted, "accepted", to=DeliveryState.ACCEPTED, next_at=_look_again(attempted))
+            return _settled(attempted, "accepted", to=DeliveryState.ACCEPTED, next_at=_look_again(attempted, traits))
         case Receipt(proof=Proof.GONE):
             return _judge_absence(attempted, traits)
         case Permanent():
@@ -259,10 +259,17 @@ def _judge_withdraw(attempted: Attempted, policy: Policy, spread: float) -> Sett
 LOOKS = (timedelta(seconds=15), timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=15), timedelta(hours=1))
 
 
-def _look_again(attempted: Attempted) -> datetime:
-    """When a verdict is looked for next: when the platform said, else ever more sparsely (platforms ration looks)."""
+def _look_again(attempted: Attempted, traits: Traits) -> datetime:
+    """When a verdict is looked for next: when the platform said, else ever more sparsely (platforms ration looks).
+
+    Not later than its end, when it has to come down whatever the verdict is.
+    """
     assert isinstance(attempted.answer, Receipt)
-    return attempted.ended_at + (attempted.answer.check_after or LOOKS[min(attempted.work.tries, len(LOOKS) - 1)])
+    work = attempted.work
+    looked = work.tries if work.state is DeliveryState.ACCEPTED else 0
+    at = attempted.ended_at + (attempted.answer.check_after or LOOKS[min(looked, len(LOOKS) - 1)])
+    ends = work.until if traits.expires and traits.withdraws else None
+    return at if ends is None else min(at, ends)
 
 
 # ── shelves ─────────────────────────────────────────────────────────────────────────────────────────────────

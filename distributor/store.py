@@ -85,6 +85,7 @@ from distributor.model import (
 )  # fmt: skip
 
 Row = TypeVar("Row", bound=SQLModel)
+LOOKS_COUNTED = 4  # looks in vain that make the next ones sparser; more would eat up the patience with failing looks
 NEVER = 9  # a lane's priority when nothing waits on it
 
 
@@ -1064,8 +1065,9 @@ class Writing(Reading):
         own = LINE.outlet_id.in_({h.outlet for h in happenings})
         forwards = or_(LINE.kind == LedgerKind.FORWARD, LINE.reason.in_((Origin.FORWARD, Origin.DUTY)))
         found = await self.all(
-            LedgerLine, LINE.story_id.in_({h.story for h in happenings}), LINE.unit.in_({h.unit for h in happenings}),
-            or_(own, forwards, LINE.entry == Entry.REVERSAL),
+            LedgerLine, LINE.story_id.in_({h.story for h in happenings}),
+            # An outlet may belong to another unit by now: what it counted is found whoever it counted for.
+            or_(own, and_(LINE.unit.in_({h.unit for h in happenings}), or_(forwards, LINE.entry == Entry.REVERSAL))),
         )  # fmt: skip
         lines: dict[str, list[counting.Standing]] = {}
         for r in found:
@@ -1169,6 +1171,8 @@ def _change_of(row: _Present, settled: Settled, landing: Landing) -> _Change:
     }  # fmt: skip
     if row.reason is Reason.WITHDRAWN and landing.reason is Reason.ENDED:
         values["reason"] = row.reason  # its time ran out first, then a person took it back: the count is reversed
+    if settled.outcome == "accepted" and not landing.path:  # looked, and the review goes on: look more sparsely
+        values["tries"] = min(row.tries + 1, LOOKS_COUNTED)
     if settled.probe_at is not None:
         values |= {"broken": row.broken + 1, "tries": row.tries}
     if settled.doubt:

@@ -138,6 +138,17 @@ def test_what_stands_is_reversed_although_the_outlet_no_longer_counts() -> None:
     assert net(LIVE, replace(also(LIVE, Fact.WITHDRAWN), counts=False)) == {}
 
 
+def test_what_an_outlet_counted_is_reversed_where_it_was_counted_although_its_unit_has_changed() -> None:
+    lines = after(LIVE, replace(also(LIVE, Fact.WITHDRAWN), unit="gxj-new"))
+    assert [(line.unit, line.n) for line in lines] == [("gxj", 1), ("gxj", -1)]
+
+
+def test_taking_back_from_one_unit_leaves_the_others_forward() -> None:
+    mine = replace(LIVE, origin="duty")
+    theirs = replace(mine, unit="zjj", outlet="gate", planner_unit="zjj")
+    assert net(mine, theirs, also(theirs, Fact.WITHDRAWN)) == {"publish": 1, "forward": 1}
+
+
 # ── 投稿, 采用 ──────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_story_is_submitted_once() -> None:
     submitted = Happening(Fact.SUBMITTED, "water", 1, NOON, unit="gxj", level="own")

@@ -1,6 +1,7 @@
 """What platforms push: verdicts that change a delivery once, and messages that change nothing."""
 
 import io
+import itertools
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -192,6 +193,41 @@ async def test_a_message_that_is_not_authentic_changes_nothing(pushed: House) ->
     with pytest.raises(Permanent):
         await push(pushed, "live", password="wrong")
     assert (await pushed.states())["press"] is S.ACCEPTED
+
+
+# ── waiting for a verdict that nobody pushes ────────────────────────────────────────────────────────────────
+async def test_a_review_that_takes_long_is_looked_at_ever_more_sparsely(pushed: House) -> None:
+    still = Receipt(Proof.ACCEPTED, Level.ACKNOWLEDGED, pushed.clock.now())
+    script = pushed.scripts["press"]
+    script.steps.clear()
+    script.then("deliver", still).then("check", *[still] * 7, Receipt(Proof.LIVE, Level.OBSERVED, pushed.clock.now()))
+    await pushed.published(to=("press",))
+    await pushed.until()
+    looks = [task.now for task in script.asked("check")]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(looks)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] >= 4 * gaps[0]
+    assert (await pushed.states())["press"] is S.LIVE
+
+
+async def test_a_long_review_does_not_use_up_the_patience_with_failing_looks(pushed: House) -> None:
+    still = Receipt(Proof.ACCEPTED, Level.ACKNOWLEDGED, pushed.clock.now())
+    script = pushed.scripts["press"]
+    script.steps.clear()
+    script.then("deliver", still).then("check", *[still] * 15, InDoubt("timeout"), still)
+    script.then("check", Receipt(Proof.LIVE, Level.OBSERVED, pushed.clock.now()))
+    await pushed.published(to=("press",))
+    await pushed.until()
+    assert (await pushed.states())["press"] is S.LIVE
+
+
+async def test_what_is_still_under_review_at_its_end_is_taken_back_then(pushed: House) -> None:
+    await pushed.approved()
+    end = pushed.clock.now() + HOUR
+    await pushed.desk.plan("editor", "water", ["press"], until=end)
+    await pushed.until()
+    row = await pushed.delivery("press")
+    assert (row.state, row.reason, row.off_at) == (S.RECALLED, Reason.ENDED, end)
 
 
 # ── the address that platforms push to ──────────────────────────────────────────────────────────────────────
