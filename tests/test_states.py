@@ -253,6 +253,36 @@ class District(RuleBasedStateMachine):
         allowed = [m for m in mishaps if m is not Mishap.REVIEWS or outlet in ("rash", "tidy")]
         self.world(outlet).mishaps = allowed
 
+    @rule(
+        story=st.sampled_from(STORIES), outlet=st.sampled_from(sorted(TRAITS)),
+        mishap=st.sampled_from([Mishap.DIES, Mishap.DIES, Mishap.DIES_BEFORE, Mishap.LOST, Mishap.LOST_BEFORE]),
+        lasts=st.sampled_from([None, 90]), reaction=st.sampled_from(["withdraw", "cancel", "correct", "sleep", "work"]),
+    )  # fmt: skip
+    def publish_in_trouble(self, story: str, outlet: str, mishap: Mishap, lasts: int | None, reaction: str) -> None:
+        """The calls after which nobody knows: what people do next decides whether the books stay right."""
+        desk = self.house.desk
+        self.lift()
+        self.approve(story)
+        self.plan(story, {outlet}, 0, lasts)
+        self.tried(desk.correct("editor", story))
+        self.world(outlet).mishaps = [mishap]
+        self.work()
+        self.restart()
+        row = self.run(self.house.delivery(outlet, story)) if self.planned(story, outlet) else None
+        match reaction:
+            case "withdraw":
+                self.withdraw(story)
+            case "cancel" if row is not None:
+                self.tried(desk.cancel("editor", row.id or 0))
+            case "correct":
+                self.correct(story)
+            case "sleep":
+                self.time_passes_asleep(120)
+        self.work()
+
+    def planned(self, story: str, outlet: str) -> bool:
+        return any(row.story_id == story and row.outlet_id == outlet for row in self.run(self._rows()))
+
     @rule(pick=st.integers(0, 50), kept=st.booleans())
     def verdict(self, pick: int, kept: bool) -> None:
         """A platform publishes or refuses what it reviews, or takes down what is on air, and says so."""
