@@ -7,6 +7,7 @@ line at a time, and the first process adds how it ended.
 """
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -32,6 +33,9 @@ def main() -> None:
 
     configure_mappers()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    gc.collect()
+    gc.disable()  # a life is short; a collection would only copy the pages that all of them share
+    gc.freeze()
     say("ready")
     for line in sys.stdin:
         pid = os.fork()

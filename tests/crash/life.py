@@ -188,12 +188,12 @@ class Life:
     """Lives the story from where the database stands to its end."""
 
     steps: ClassVar[tuple[tuple[timedelta, str], ...]] = (
-        (timedelta(minutes=1, seconds=30), "list_again"),
-        (timedelta(minutes=3), "switch_on"),
+        (timedelta(seconds=90), "list_again"),
+        (timedelta(seconds=150), "switch_on"),
         (timedelta(minutes=20), "verdicts"),
         (timedelta(minutes=40), "fog"),
         (timedelta(hours=1), "correct"),
-        (timedelta(hours=1, minutes=2, seconds=30), "disk_is_back"),
+        (timedelta(hours=1, seconds=30), "disk_is_back"),
         (timedelta(hours=2), "withdraw"),
         (timedelta(hours=2, minutes=30), "park"),
     )

@@ -123,7 +123,7 @@ class Tally:
     runs: Counter[str] = field(default_factory=Counter)
     ends: dict[str, Counter[str]] = field(default_factory=dict)  # outlet -> "water v1 live": how often
     asked: Counter[str] = field(default_factory=Counter)  # outlet -> doubts that a person was asked about
-    again: Counter[str] = field(default_factory=Counter)  # outlet -> runs in which a token was sent again
+    again: Counter[str] = field(default_factory=Counter)  # outlet -> sends of what the platform already had
     freed: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -225,8 +225,7 @@ class Theatre:
             self.tally.ends.setdefault(outlet, Counter())[what] += 1
         self.tally.asked[outlet] += len(set(report["asked"]))
         self.tally.freed += report["freed"]
-        posts = Counter(one.token for one in world.log if one.verb == "deliver")
-        self.tally.again[outlet] += any(n > 1 for n in posts.values())
+        self.tally.again[outlet] += sum(one.effect in ("same", "doubled") for one in world.log[before:])
         for law in _broken(outlet, calm, report, world, before):
             self.tally.wrong.append(f"{death}: {law}")
 
@@ -284,15 +283,17 @@ def _broken(outlet: str, calm: dict[str, Any], report: dict[str, Any], world: Wo
 def _deaths(listed: list[Point], calm: dict[str, Undisturbed]) -> list[Death]:
     every = "CRASH_EVERY" in os.environ
     chosen = []
-    edges = [(str(point), edge) for point in listed for edge in point.edges]
-    for turn, (point, edge) in enumerate(edges):
-        for kind in (HARMLESS, RISKY):
-            passed = [outlet for outlet in kind if calm[outlet].passages[point, edge]]
-            for outlet in passed if every else passed[turn % len(passed) :][:1] if passed else []:
-                times = calm[outlet].passages[point, edge]
-                # Spread over the story: the golden ratio keeps neighbours apart.
-                nths = {1, times} if every else {1 + int(turn * 0.618 % 1 * times)}
-                chosen += [Death(outlet, point, edge, nth) for nth in sorted(nths)]
+    places = [(at, str(point), turn, edge) for at, point in enumerate(listed) for turn, edge in enumerate(point.edges)]
+    for at, point, turn, edge in places:
+        passed = [[outlet for outlet in kind if calm[outlet].passages[point, edge]] for kind in (HARMLESS, RISKY)]
+        some = [outlets[(at // 2 + turn) % len(outlets)] for outlets in passed if outlets]
+        if len(some) == 2 and (at + turn) % 2:
+            some = some[1:]  # where sending twice does no harm, every other moment will do
+        for outlet in [outlet for outlets in passed for outlet in outlets] if every else some:
+            times = calm[outlet].passages[point, edge]
+            # Spread over the story: the golden ratio keeps neighbours apart.
+            nths = {1, times} if every else {1 + int((2 * at + turn) * 0.618 % 1 * times)}
+            chosen += [Death(outlet, point, edge, nth) for nth in sorted(nths)]
     for outlet, undisturbed in calm.items():
         for nth, verb in enumerate(undisturbed.calls, start=1):
             if verb in ("deliver", "withdraw", "show"):
@@ -351,5 +352,5 @@ def _print(listed: list[Point], tally: Tally, deaths: int) -> None:
     for outlet, ends in sorted(tally.ends.items()):
         said = ", ".join(f"{what} ×{n}" for what, n in sorted(ends.items()))
         print(f"  {outlet:6} | {said}")
-        print(f"  {'':6} | runs with a second send: {tally.again[outlet]}, doubts shown to a person: "
+        print(f"  {'':6} | sends of what the platform already had: {tally.again[outlet]}, doubts shown to a person: "
               f"{tally.asked[outlet]}")  # fmt: skip
