@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient
+from yarl import URL
 
 from distributor.app import Distributor
 from distributor.channel import Inbound, InDoubt, Level, Permanent, Proof, Receipt, Traits, Verdict
@@ -104,10 +105,10 @@ async def test_a_removal_by_the_platform_is_reversed(pushed: House) -> None:
     assert "rmt/publish" not in await pushed.counts()
 
 
-@pytest.mark.parametrize("token", ["nobody.press.e1.v1", "water.press.e1.v2", "water.press.e1", "", "water.safe.e1.v1"])
-async def test_a_verdict_about_nothing_of_this_outlet_changes_nothing(pushed: House, token: str) -> None:
+async def test_a_verdict_about_nothing_of_this_outlet_changes_nothing(pushed: House) -> None:
     await pushed.published(to=("press", "safe"))
-    assert await push(pushed, "gone", token=token) == 0
+    for token in ("nobody.press.e1.v1", "water.press.e1.v2", "water.press.e1", "", "water.safe.e1.v1"):
+        assert await push(pushed, "gone", token=token) == 0, token
     assert await pushed.states() == {"press": S.ACCEPTED, "safe": S.LIVE}
 
 
@@ -253,10 +254,10 @@ async def test_a_verdict_arrives_at_the_outlets_address(pushed: House, core: Dis
     assert (await pushed.states())["press"] is S.LIVE
 
 
-@pytest.mark.parametrize("secret", ["wrong", "é", "%00", "%ff", "0" * 32])
-async def test_who_does_not_know_the_secret_finds_nothing(pushed: House, client: Any, secret: str) -> None:
-    answer = await client.post(f"/in/press/{secret}", **said("live"))
-    assert answer.status == 404
+async def test_who_does_not_know_the_secret_finds_nothing(pushed: House, client: Any) -> None:
+    for secret in ("wrong", "é", "%00", "%ff", "0" * 32):
+        answer = await client.post(URL(f"/in/press/{secret}", encoded=secret.startswith("%")), **said("live"))
+        assert answer.status == 404, secret
     assert (await pushed.states())["press"] is S.ACCEPTED
 
 

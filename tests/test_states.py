@@ -419,6 +419,6 @@ def each_key_counts_once_while_it_stands(seen: Seen) -> None:
 
 TestDistrict = District.TestCase
 TestDistrict.settings = settings(
-    max_examples=12, stateful_step_count=25, deadline=None,
+    max_examples=8, stateful_step_count=25, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip

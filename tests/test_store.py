@@ -156,17 +156,17 @@ async def test_a_database_that_lost_a_table_says_so(house: House) -> None:
 
 
 # ── append-only ─────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("table", ["audit_line", "ledger_line", "receipt"])
-@pytest.mark.parametrize("change", ["UPDATE {} SET id = id + 1000", "DELETE FROM {}"])
-async def test_evidence_is_never_changed_or_deleted(house: House, table: str, change: str) -> None:
+async def test_evidence_is_never_changed_or_deleted(house: House) -> None:
     await house.published()
     connection = sqlite3.connect(house.store.path)
     try:
-        before = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
-        assert before > (0,)
-        with pytest.raises(sqlite3.DatabaseError, match="append"):
-            connection.execute(change.format(table))
-        assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == before
+        for table in ("audit_line", "ledger_line", "receipt"):
+            before = connection.execute(f"SELECT * FROM {table}").fetchall()
+            assert before, table
+            for change in (f"UPDATE {table} SET id = id + 1000", f"DELETE FROM {table}"):
+                with pytest.raises(sqlite3.DatabaseError, match="append"):
+                    connection.execute(change)
+            assert connection.execute(f"SELECT * FROM {table}").fetchall() == before
     finally:
         connection.close()
 

@@ -37,11 +37,12 @@ async def test_a_file_is_served_with_a_strong_etag_and_again_only_when_it_change
     assert changed.headers["ETag"] != etag
 
 
-@pytest.mark.parametrize("asked", ["*", "W/{}", '"other", {}'])
-async def test_a_reader_may_name_what_it_has_in_any_lawful_way(house: House, client: Any, asked: str) -> None:
+async def test_a_reader_may_name_what_it_has_in_any_lawful_way(house: House, client: Any) -> None:
     put(house, "a.txt", "停水")
     etag = (await client.get("/site/a.txt")).headers["ETag"]
-    assert (await client.get("/site/a.txt", headers={"If-None-Match": asked.format(etag)})).status == 304
+    for asked in ("*", f"W/{etag}", f'"other", {etag}'):
+        assert (await client.get("/site/a.txt", headers={"If-None-Match": asked})).status == 304, asked
+    assert (await client.get("/site/a.txt", headers={"If-None-Match": '"other"'})).status == 200
 
 
 async def test_head_says_what_get_would_without_the_body(house: House, client: Any) -> None:
@@ -52,25 +53,23 @@ async def test_head_says_what_get_would_without_the_body(house: House, client: A
         assert head.headers[name] == get.headers[name]
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "expected"),
-    [
-        ("index.html", "<p>停水</p>", "text/html; charset=utf-8"),
-        ("feed.xml", '<?xml version="1.0"?>\n<rss version="2.0"/>', "application/rss+xml; charset=utf-8"),
-        ("sitemap.xml", "<urlset/>", "application/xml; charset=utf-8"),
-        ("playlist.json", "{}", "application/json; charset=utf-8"),
-        ("style.css", "p{}", "text/css; charset=utf-8"),
-        ("page.png", b"\x89PNG", "image/png"),
-        ("unknown.qqq", b"\x00", "application/octet-stream"),
-    ],
-)
-async def test_each_kind_of_file_says_what_it_is(
-    house: House, client: Any, name: str, data: bytes | str, expected: str
-) -> None:
-    put(house, name, data)
-    answer = await client.get(f"/site/{name}")
-    assert answer.headers["Content-Type"] == expected
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+KINDS: list[tuple[str, bytes | str, str]] = [
+    ("index.html", "<p>停水</p>", "text/html; charset=utf-8"),
+    ("feed.xml", '<?xml version="1.0"?>\n<rss version="2.0"/>', "application/rss+xml; charset=utf-8"),
+    ("sitemap.xml", "<urlset/>", "application/xml; charset=utf-8"),
+    ("playlist.json", "{}", "application/json; charset=utf-8"),
+    ("style.css", "p{}", "text/css; charset=utf-8"),
+    ("page.png", b"\x89PNG", "image/png"),
+    ("unknown.qqq", b"\x00", "application/octet-stream"),
+]
+
+
+async def test_each_kind_of_file_says_what_it_is(house: House, client: Any) -> None:
+    for name, data, expected in KINDS:
+        put(house, name, data)
+        answer = await client.get(f"/site/{name}")
+        assert (name, answer.headers["Content-Type"]) == (name, expected)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
 async def test_plain_text_does_not_promise_a_charset_that_it_may_not_have(house: House, client: Any) -> None:
@@ -117,20 +116,19 @@ ESCAPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ESCAPES)
-async def test_no_name_leads_out_of_the_outlets_folder(house: House, client: Any, path: str) -> None:
+async def test_no_name_leads_out_of_the_outlets_folder(house: House, client: Any) -> None:
     put(house, "index.html", "<p>停水</p>")
     (house.core().public / "site" / ".hidden").write_text("secret")
     (house.core().public / "site" / ".tmp-0123").write_text("half")
-    answer = await client.get(URL(path, encoded=True))
-    assert answer.status == 404, await answer.text()
+    for path in ESCAPES:
+        answer = await client.get(URL(path, encoded=True))
+        assert answer.status == 404, path
 
 
-@pytest.mark.parametrize("path", ["/nobody/", "/nobody/index.html", "/Site/", "/site/absent.html", "/site2/x", "/etc"])
-async def test_what_is_not_there_is_404(house: House, client: Any, path: str) -> None:
+async def test_what_is_not_there_is_404(house: House, client: Any) -> None:
     put(house, "index.html", "<p>停水</p>", outlet="nobody")  # a folder alone makes no outlet
-    answer = await client.get(path)
-    assert answer.status == 404
+    for path in ("/nobody/", "/nobody/index.html", "/Site/", "/site/absent.html", "/site2/x", "/etc"):
+        assert (await client.get(path)).status == 404, path
 
 
 async def test_an_outlets_address_without_a_slash_leads_to_its_folder(client: Any) -> None:
