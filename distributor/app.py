@@ -17,6 +17,7 @@ from distributor.desk import Desk
 from distributor.dispatch import Dispatcher, Policy
 from distributor.errors import Unusable
 from distributor.files import Blobs
+from distributor.hours import parse
 from distributor.intake import Draft
 from distributor.model import (
     Lane,
@@ -28,8 +29,8 @@ from distributor.model import (
     Unit,
     UnitKind,
 )  # fmt: skip
-from distributor.outlets import OutletConfig, OutletRecord, Outlets, check_owners
-from distributor.settings import District, Settings
+from distributor.outlets import Limits, OutletConfig, OutletRecord, Outlets, check_owners
+from distributor.settings import District, LimitsEntry, Settings
 from distributor.store import Store, Writing
 from distributor.tally import Tally
 
@@ -87,7 +88,7 @@ async def open_distributor(
             configs = [
                 OutletConfig(
                     id=entry.id, unit=entry.unit, channel=entry.channel, title=entry.title, counts=entry.counts,
-                    groups=entry.groups, config=entry.config, enabled=entry.enabled,
+                    groups=entry.groups, config=entry.config, enabled=entry.enabled, limits=_limits(entry.limits),
                 )
                 for entry in district.outlets
             ]  # fmt: skip
@@ -105,6 +106,13 @@ async def open_distributor(
             await store.close()
     finally:
         await session.close()
+
+
+def _limits(entry: LimitsEntry) -> Limits:
+    return Limits(
+        per_second=entry.per_second, per_minute=entry.per_minute, per_day=entry.per_day,
+        quiet=tuple(parse(text) for text in entry.quiet), quiet_lets_urgent=entry.quiet_lets_urgent,
+    )  # fmt: skip
 
 
 def _database_file(settings: Settings) -> Path:

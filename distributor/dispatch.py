@@ -10,8 +10,9 @@ import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import structlog
 
@@ -19,6 +20,7 @@ from distributor.channel import (
     Channel,
     Gone,
     GoneReason,
+    Importance,
     Inbound,
     InDoubt,
     Misconfigured,
@@ -36,10 +38,11 @@ from distributor.channel import (
 from distributor.clock import Clock
 from distributor.errors import Unusable
 from distributor.files import Blobs
+from distributor.hours import end_of_quiet, is_inside
 from distributor.model import Action, DeliveryState, Lane, Reason
 from distributor.model import Rendition as RenditionRow
-from distributor.outlets import Outlets, OutletStatus
-from distributor.store import Claimed, Hit, OnShelf, Settled, Store, Work, thaw
+from distributor.outlets import Limits, OutletRecord, Outlets, OutletStatus
+from distributor.store import Claimed, Hit, OnShelf, Settled, Store, Usage, Work, thaw
 
 log = structlog.get_logger("distributor.dispatch")
 
@@ -49,11 +52,15 @@ class Policy:
     """How patient the machine is. Durations are real time on the core's clock."""
 
     concurrency: int = 64  # outlets called at the same time
+    reserved: int = 8  # of these, for withdrawals and urgent stories alone
     lease_margin: timedelta = timedelta(seconds=30)
     retries: int = 10  # failed attempts before a row is given up
     first_delay: timedelta = timedelta(seconds=5)
     longest_delay: timedelta = timedelta(minutes=30)
     probe_every: timedelta = timedelta(minutes=1)
+    breaker_after: int = 5  # calls of one outlet that fail one after the other before it is left alone for a while
+    breaker_first: timedelta = timedelta(seconds=30)
+    breaker_longest: timedelta = timedelta(minutes=10)
     renditions_kept: int = 256
 
 
@@ -188,8 +195,7 @@ def _judge_deliver(attempted: Attempted, traits: Traits, policy: Policy, spread:
         case Retryable():
             if _spent(attempted, policy):
                 return _settled(attempted, "retry", to=not_out, reason=Reason.EXHAUSTED)
-            hold = attempted.ended_at + answer.after if answer.after else None
-            return _settled(attempted, "retry", next_at=_later(attempted, policy, spread), hold_until=hold)
+            return _settled(attempted, "retry", next_at=_later(attempted, policy, spread), after=answer.after)
         case Permanent():
             return _settled(attempted, "refused", to=not_out, reason=Reason.REFUSED)
         case Misconfigured():
@@ -270,6 +276,54 @@ def _look_again(attempted: Attempted, traits: Traits) -> datetime:
     at = attempted.ended_at + (attempted.answer.check_after or LOOKS[min(looked, len(LOOKS) - 1)])
     ends = work.until if traits.expires and traits.withdraws else None
     return at if ends is None else min(at, ends)
+
+
+# ── limits ──
+def quiet_until(limits: Limits, work: Work, action: Action, now: datetime, zone: ZoneInfo) -> datetime | None:
+    """Until when quiet hours hold a call back; None when it may go now. Pure."""
+    passes = action is not Action.DELIVER or (work.importance is Importance.URGENT and limits.quiet_lets_urgent)
+    if passes or not is_inside(limits.quiet, now, zone):
+        return None
+    return end_of_quiet(limits.quiet, now, zone)
+
+
+def usage_after(
+    lane: Claimed, settled: Sequence[Settled], limits: Limits, now: datetime, zone: ZoneInfo, policy: Policy
+) -> Usage:
+    """What a lane's limits and its breaker say after a call. Pure.
+
+    Breaker: success clears it, what may succeed later counts, a refusal does neither (the outlet works). While it is
+    open, one call at a time goes through when its pause is over: the next pause is twice as long, or there is none.
+    """
+    today = now.astimezone(zone).date()
+    used = lane.usage.used if lane.usage.used_on == today else 0
+    calls = [one for one in settled if one.outcome != "stopped"]
+    published = any(one.action in (Action.DELIVER, Action.SHOW) for one in calls)
+    used += published
+    failures = lane.usage.failures
+    if any(one.outcome in ("live", "accepted", "gone") for one in calls):
+        failures = 0
+    elif any(one.outcome in ("retry", "doubt") for one in calls):
+        failures += 1
+    held: list[tuple[datetime, str]] = []
+    if lane.usage.hold_until is not None and lane.usage.hold_until > now:
+        held.append((lane.usage.hold_until, lane.usage.hold_code))  # a withdrawal went past it
+    held += [(now + one.after, "retry_after") for one in calls if one.after is not None]
+    if failures >= policy.breaker_after:
+        pause = policy.breaker_first * int(2 ** min(failures - policy.breaker_after, 20))
+        held.append((now + min(pause, policy.breaker_longest), "breaker"))
+    spacing = max(
+        timedelta(seconds=1 / limits.per_second) if limits.per_second else timedelta(0),
+        timedelta(seconds=60 / limits.per_minute) if limits.per_minute else timedelta(0),
+    )
+    if published and spacing:
+        held.append((now + spacing, "rate"))
+    if limits.per_day is not None and used >= limits.per_day:
+        midnight = datetime.combine(today + timedelta(days=1), time(0), zone)
+        held.append((midnight.astimezone(UTC), "quota"))
+    until, code = max(held, default=(None, ""))
+    quiet = lane.usage.quiet_until if lane.usage.quiet_until and lane.usage.quiet_until > now else None
+    return Usage(failures, today, used, until, code, quiet)
 
 
 # ── shelves ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -390,7 +444,9 @@ class Dispatcher:
         if self._stopping or free <= 0:
             return begun
         async with self._store.write() as tx:
-            claimed = await tx.claim(limit=free, lease=self._lease, begins=self._begins)
+            claimed = await tx.claim(
+                limit=free, lease=self._lease, begins=self._begins, reserved=min(self._policy.reserved, free)
+            )
         for lane in claimed:
             task = asyncio.create_task(self._serve(lane), name=f"lane:{lane.outlet_id}")
             self._busy.add(task)
@@ -415,13 +471,23 @@ class Dispatcher:
         steps = [(work, step(work, traits, now)) for work in lane.work]
         await self._settle_at_once(lane, steps, now)
         calls = [(replace(work, reason=s.reason or work.reason), s.action) for work, s in steps if s.action is not None]
+        limits, zone = record.config.limits, self._store.timezone
+        held = [quiet_until(limits, work, action, now, zone) for work, action in calls]
+        if quiet := max((until for until in held if until is not None), default=None):
+            lane = replace(lane, usage=replace(lane.usage, quiet_until=quiet))
+            calls = [call for call, until in zip(calls, held, strict=True) if until is None]
         if not calls:
-            return
-        if traits.shelf:
-            await self._show(lane, record.channel, _one_per_key(calls), last=True)
+            if quiet is not None:
+                await self._leave(lane)
+        elif traits.shelf:
+            await self._show(lane, record, _one_per_key(calls), last=True)
         else:
             for nth, (work, action) in enumerate(calls, start=1):
-                await self._act(lane, record.channel, work, action, last=nth == len(calls))
+                await self._act(lane, record, work, action, last=nth == len(calls))
+
+    async def _leave(self, lane: Claimed) -> None:
+        async with self._store.write() as tx:
+            await tx.leave(lane.outlet_id, lane.token, lane.usage)
 
     async def _settle_at_once(self, lane: Claimed, steps: Sequence[tuple[Work, Step]], now: datetime) -> None:
         at_once = [(work, s) for work, s in steps if s.action is None]
@@ -432,7 +498,9 @@ class Dispatcher:
             for work, s in at_once
         ])  # fmt: skip
 
-    async def _act(self, lane: Claimed, channel: Channel[Any, Any], work: Work, action: Action, *, last: bool) -> None:
+    async def _act(self, lane: Claimed, record: OutletRecord, work: Work, action: Action, *, last: bool) -> None:
+        channel = record.channel
+        assert channel is not None
         traits, began = channel.traits, self._clock.now()
         if began + traits.deadline > lane.until:
             return  # the lease would end before the call could: whoever claims the lane next does it
@@ -453,11 +521,18 @@ class Dispatcher:
         answer = await self._call(work, calls[action](task), traits.deadline)
         attempted = Attempted(work, lane.token, action, _why(work, action), began, self._clock.now(), answer)
         settled = judge(attempted, traits, self._policy, self._spread())
-        await self._settle([replace(settled, keeps_lease=not last)])
+        await self._settle([replace(settled, keeps_lease=not last, usage=self._usage(lane, record, [settled]))])
+
+    def _usage(self, lane: Claimed, record: OutletRecord, settled: Sequence[Settled]) -> Usage:
+        return usage_after(
+            lane, settled, record.config.limits, self._clock.now(), self._store.timezone, self._policy
+        )  # fmt: skip
 
     async def _show(
-        self, lane: Claimed, channel: Channel[Any, Any], calls: Sequence[tuple[Work, Action]], *, last: bool
+        self, lane: Claimed, record: OutletRecord, calls: Sequence[tuple[Work, Action]], *, last: bool
     ) -> None:
+        channel = record.channel
+        assert channel is not None
         traits, began = channel.traits, self._clock.now()
         if began + traits.deadline > lane.until:
             return
@@ -475,7 +550,7 @@ class Dispatcher:
         if isinstance(answer, Permanent) and len(calls) > 1:
             # One of them is at fault: show them one by one, so that the others are not held up by it.
             for nth, one in enumerate(calls, start=1):
-                await self._show(lane, channel, [one], last=nth == len(calls))
+                await self._show(lane, record, [one], last=nth == len(calls))
             return
         ended = self._clock.now()
         settled = []
@@ -487,7 +562,8 @@ class Dispatcher:
             )
             attempted = Attempted(work, lane.token, action, _why(work, action), began, ended, said)
             settled.append(judge(attempted, replace(traits, idempotent=True), self._policy, self._spread()))
-        await self._settle([replace(one, keeps_lease=not last) for one in settled])
+        usage = self._usage(lane, record, settled)
+        await self._settle([replace(one, keeps_lease=not last, usage=usage) for one in settled])
 
     async def _call(self, work: Work, call: Awaitable[Receipt], deadline: timedelta) -> Answer:
         """Call a channel; whatever happens becomes an answer. Only a cancellation passes."""

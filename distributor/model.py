@@ -397,7 +397,7 @@ class Lane(SQLModel, table=True):
     __table_args__ = (Index("ix_lane_due", "next_at", "priority"),)
     outlet_id: str = Field(primary_key=True, foreign_key="outlet.id")
     next_at: datetime | None = None  # earliest next_at of its deliveries; null: nothing to do
-    priority: int = 9  # best priority among them
+    priority: int = 9  # best priority among those that are due then
     batch_max: int = 1  # how many due rows one call may carry (shelf channels)
     lease_token: str | None = None  # null: nobody works on it
     lease_until: datetime | None = None
@@ -405,7 +405,12 @@ class Lane(SQLModel, table=True):
     paused_code: str = ""
     paused_detail: str = Field(default="", max_length=512)
     probe_at: datetime | None = None
-    hold_until: datetime | None = None  # Retry-After, or a refresh that failed: not before
+    hold_until: datetime | None = None  # only withdrawals before then: Retry-After, rate, quota, breaker
+    hold_code: str = Field(default="", max_length=24)  # which of them: retry_after, rate, quota, breaker
+    quiet_until: datetime | None = None  # only withdrawals and urgent stories before then: quiet hours
+    failures: int = 0  # calls that failed one after the other; success clears it, a refusal does neither
+    used_on: date | None = None  # the local day that `used` counts
+    used: int = 0  # calls that published on that day
 
 
 class Attempt(SQLModel, table=True):

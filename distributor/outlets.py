@@ -24,10 +24,11 @@ from pydantic_core import ErrorDetails
 from distributor.channel import Channel, ChannelConfig, Misconfigured, Payload, Retryable, Tools, Traits, profile_hash
 from distributor.errors import Refused, Unusable
 from distributor.files import Folder
+from distributor.hours import Window
 from distributor.messages import assets_root
 
 __all__ = [
-    "ENTRY_POINTS", "ChannelRecord", "OutletConfig", "OutletRecord", "OutletStatus", "Outlets", "Reason", "asset",
+    "ENTRY_POINTS", "ChannelRecord", "Limits", "OutletConfig", "OutletRecord", "OutletStatus", "Outlets", "Reason", "asset",
     "check_owners", "discover",
 ]  # fmt: skip
 
@@ -173,6 +174,21 @@ def _is_own(distribution: str) -> bool:
 
 # ── which outlets are configured ────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
+class Limits:
+    """How often an outlet may be asked to publish. None: as often as it answers. Withdrawals are never held back.
+
+    ``per_day`` counts local days. In ``quiet`` hours only withdrawals run, and urgent stories where
+    ``quiet_lets_urgent``.
+    """
+
+    per_second: float | None = None
+    per_minute: float | None = None
+    per_day: int | None = None
+    quiet: tuple[Window, ...] = ()
+    quiet_lets_urgent: bool = True
+
+
+@dataclass(frozen=True)
 class OutletConfig:
     """One outlet as the settings or the console describe it.
 
@@ -192,6 +208,7 @@ class OutletConfig:
     groups: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     enabled: bool = True
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if not OUTLET_ID.fullmatch(self.id):

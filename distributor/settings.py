@@ -41,10 +41,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from distributor.errors import Unusable
+from distributor.errors import Refused, Unusable
+from distributor.hours import parse as parse_hours
 
 __all__ = [
-    "Chains", "ColumnEntry", "District", "GroupEntry", "LogFormat", "OutletEntry", "PersonEntry", "Setting",
+    "Chains", "ColumnEntry", "District", "GroupEntry", "LimitsEntry", "LogFormat", "OutletEntry", "PersonEntry", "Setting",
     "Settings", "Stage", "UnitEntry", "load_district", "load_settings", "sources",
 ]  # fmt: skip
 
@@ -349,6 +350,27 @@ class PersonEntry(Entry):
     stages: tuple[Stage, ...] = ()
 
 
+def _window(text: str) -> str:
+    try:
+        parse_hours(text)
+    except Refused as error:
+        raise PydanticCustomError("not_hours", "needs 22:00-06:00") from error
+    return text
+
+
+class LimitsEntry(Entry):
+    """How often an outlet may be asked to publish; withdrawals are never held back.
+
+    ``quiet``: ``22:00-06:00``, or ``六日 00:00-24:00`` for some days of the week only.
+    """
+
+    per_second: float | None = Field(default=None, gt=0)
+    per_minute: float | None = Field(default=None, gt=0)
+    per_day: int | None = Field(default=None, ge=1)
+    quiet: tuple[Annotated[str, AfterValidator(_window)], ...] = ()
+    quiet_lets_urgent: bool = True
+
+
 class OutletEntry(Entry):
     """One configured channel. ``config`` is the channel's own; it may hold secrets and is never shown or dumped."""
 
@@ -360,6 +382,7 @@ class OutletEntry(Entry):
     enabled: bool = True  # false: kept with its history, never published to
     level: Literal["own", "district", "city", "province", "central"] = "district"
     groups: tuple[Code, ...] = ()
+    limits: LimitsEntry = LimitsEntry()
     config: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
 
 

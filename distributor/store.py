@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -50,6 +50,7 @@ from distributor.files import Blobs
 from distributor.model import (
     DELIVERY_MOVES,
     FINAL,
+    PRIORITY,
     WITHDRAWAL_PRIORITY,
     Action,
     Actor,
@@ -135,6 +136,18 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What an outlet has been asked of late: for its limits and its breaker."""
+
+    failures: int = 0  # calls that failed one after the other
+    used_on: date | None = None  # the local day that `used` counts
+    used: int = 0  # calls that published on that day
+    hold_until: datetime | None = None  # only withdrawals before then
+    hold_code: str = ""
+    quiet_until: datetime | None = None  # only withdrawals and urgent stories before then
+
+
+@dataclass(frozen=True)
 class Claimed:
     """A leased lane and the rows that one call may carry, most urgent first."""
 
@@ -142,6 +155,7 @@ class Claimed:
     token: str
     until: datetime
     work: tuple[Work, ...]
+    usage: Usage = Usage()
 
 
 @dataclass(frozen=True)
@@ -177,7 +191,8 @@ class Settled:
     doubt: bool = False  # it may have gone out
     absent: bool = False  # proven not to have gone out: an earlier doubt is cleared
     probe_at: datetime | None = None  # set: the outlet is broken, pause it and probe it then
-    hold_until: datetime | None = None  # the outlet asked for a pause
+    after: timedelta | None = None  # the outlet asked to be left alone for so long
+    usage: Usage | None = None  # of the lane from now on; with the last row of a call
     keeps_lease: bool = False  # more rows of the same call follow
 
 
@@ -190,6 +205,33 @@ class Landing:
     next_at: datetime | None
     live: bool = False  # a version was proven live
     off: bool = False
+
+
+PRIORITIES = (WITHDRAWAL_PRIORITY, *sorted(PRIORITY.values()))
+URGENT = PRIORITY[Importance.URGENT]
+
+
+@dataclass(frozen=True)
+class Armed:
+    """When a lane is due next, and the best priority that is due then."""
+
+    at: datetime | None
+    priority: int
+
+
+def arm(soonest: Mapping[int, datetime | None], hold: datetime | None, quiet: datetime | None, now: datetime) -> Armed:
+    """A lane's next time, given the soonest of each priority and what holds the lesser ones back. Pure."""
+    times = {}
+    for priority, at in soonest.items():
+        if at is None:
+            continue
+        held = [hold if priority > WITHDRAWAL_PRIORITY else None, quiet if priority > URGENT else None]
+        times[priority] = max([at, *(each for each in held if each is not None)])
+    if not times:
+        return Armed(None, NEVER)
+    due = [priority for priority, at in times.items() if at <= now]
+    first = min(times, key=lambda priority: (times[priority], priority))
+    return Armed(min(times.values()), min(due, default=first))
 
 
 def land(state: DeliveryState, settled: Settled, *, was_doubted: bool) -> Landing | None:
@@ -555,30 +597,41 @@ class Writing(Reading):
 
     # ── lanes
     async def rearm(self, outlet_ids: Iterable[str] | None = None) -> None:
-        """Recompute when each lane is due next, after its deliveries changed. None: all of them."""
-        mine = D.outlet_id == L.outlet_id
-        waiting = D.next_at.is_not(None)
-        soonest = select(func.min(D.next_at)).where(mine, waiting).scalar_subquery()
-        due = select(func.min(D.priority)).where(mine, waiting, D.next_at <= self.now).scalar_subquery()
-        first = select(D.priority).where(mine, waiting).order_by(D.next_at).limit(1).scalar_subquery()
-        statement = update(Lane).values(
-            next_at=case((and_(soonest.is_not(None), L.hold_until > soonest), L.hold_until), else_=soonest),
-            priority=func.coalesce(due, first, NEVER),
-        )
+        """Recompute when each lane is due next, after its deliveries or its limits changed. None: all of them."""
+        table = Lane.__table__  # type: ignore[attr-defined]
+        values = [
+            {"b_id": outlet_id, "next_at": armed.at, "priority": armed.priority}
+            for outlet_id, armed, known in await self._armed(outlet_ids) if armed != known
+        ]  # fmt: skip
+        if values:
+            statement = (
+                update(table).where(table.c.outlet_id == bindparam("b_id"))
+                .values(next_at=bindparam("next_at"), priority=bindparam("priority"))
+            )  # fmt: skip
+            await (await self._session.connection()).execute(statement, values)
+
+    async def _armed(self, outlet_ids: Iterable[str] | None) -> list[tuple[str, "Armed", "Armed"]]:
+        """Each lane with when it should be due and when it says that it is."""
+        soonest = [
+            select(func.min(D.next_at))
+            .where(D.outlet_id == L.outlet_id, D.priority == priority, D.next_at.is_not(None))
+            .scalar_subquery()
+            for priority in PRIORITIES
+        ]
+        query = select(L.outlet_id, L.next_at, L.priority, L.hold_until, L.quiet_until, *soonest)
         if outlet_ids is not None:
-            statement = statement.where(L.outlet_id.in_(sorted(set(outlet_ids))))
-        await self._change(statement)
+            query = query.where(L.outlet_id.in_(sorted(set(outlet_ids))))
+        return [
+            (outlet_id, arm(dict(zip(PRIORITIES, times, strict=True)), hold, quiet, self.now), Armed(at, priority))
+            for outlet_id, at, priority, hold, quiet, *times in await self._session.execute(query)
+        ]
 
     async def sweep(self) -> list[str]:
         """Outlets whose lane did not know when it is due: repaired and named. Nothing to find is the normal case."""
-        soonest = (
-            select(func.min(D.next_at)).where(D.outlet_id == L.outlet_id, D.next_at.is_not(None)).scalar_subquery()
-        )
-        late = and_(soonest.is_not(None), or_(L.next_at.is_(None), and_(L.next_at > soonest, L.hold_until.is_(None))))
-        found = list((await self._session.execute(select(L.outlet_id).where(late))).scalars())
-        if found:
-            await self.rearm(found)
-        return found
+        wrong = [outlet for outlet, armed, known in await self._armed(None) if armed.at != known.at]
+        if wrong:
+            await self.rearm(wrong)
+        return wrong
 
     async def resume(self, outlet_id: str) -> None:
         """Reopen a paused outlet: its probe succeeded, or a person says so."""
@@ -616,31 +669,42 @@ class Writing(Reading):
         return freed
 
     # ── claim
-    async def claim(self, *, limit: int, lease: timedelta, begins: Collection[str] = ()) -> list[Claimed]:
+    async def claim(
+        self, *, limit: int, lease: timedelta, begins: Collection[str] = (), reserved: int = 0
+    ) -> list[Claimed]:
         """Lease up to ``limit`` due lanes and hand out their due rows, most urgent first.
 
         ``begins``: outlets that are called without a further commit (`start`), because sending twice does no harm
-        there. Their attempts are started here: whoever is handed a row and dies may have sent it.
+        there. Their attempts are started here: whoever is handed a row and dies may have sent it. ``reserved`` of the
+        lanes go to withdrawals and urgent stories alone.
         """
         hold = await self.standing_hold()
         free = or_(L.lease_until.is_(None), L.lease_until <= self.now)
         ready = (
-            select(L.outlet_id, L.batch_max)
+            select(L.outlet_id, L.batch_max, L.priority, L.failures, L.used_on, L.used, L.hold_until, L.hold_code,
+                   L.quiet_until)
             .where(L.next_at <= self.now, free, L.paused_at.is_(None))
             .order_by(L.priority, L.next_at)
             .limit(limit)
-        )
+        )  # fmt: skip
         if hold:
             through = select(D.outlet_id).where(_runs_under(hold), D.next_at <= self.now)
             ready = ready.where(L.outlet_id.in_(through))
-        lanes: dict[str, int] = dict((await self._session.execute(ready)).all())
+        found = (await self._session.execute(ready)).all()
+        pressing = [lane for lane in found if lane.priority <= URGENT]
+        others = [lane for lane in found if lane.priority > URGENT]
+        lanes = {lane.outlet_id: lane for lane in (*pressing, *others[: max(0, limit - reserved - len(pressing))])}
         if not lanes:
             return []
         token = secrets.token_hex(8)
         until = self.now + lease
         await self._change(update(Lane).where(L.outlet_id.in_(lanes)).values(lease_token=token, lease_until=until))
-        rows = await self._due_rows(lanes, hold)
-        claimed = [Claimed(outlet, token, until, tuple(rows[outlet])) for outlet in lanes if outlet in rows]
+        rows = await self._due_rows({outlet: lane.batch_max for outlet, lane in lanes.items()}, hold)
+        claimed = [
+            Claimed(outlet, token, until, tuple(rows[outlet]),
+                    Usage(lane.failures, lane.used_on, lane.used, lane.hold_until, lane.hold_code, lane.quiet_until))
+            for outlet, lane in lanes.items() if outlet in rows
+        ]  # fmt: skip
         await self.add_many(
             Attempt,
             [
@@ -657,26 +721,24 @@ class Writing(Reading):
         return claimed
 
     async def _due_rows(self, lanes: Mapping[str, int], hold: Hold | None) -> dict[str, list[Work]]:
-        place = func.row_number().over(partition_by=D.outlet_id, order_by=(D.priority, D.next_at, D.id)).label("place")
-        due = select(D.id.label("id"), place).where(D.outlet_id.in_(lanes), D.next_at <= self.now)
-        if hold:
-            due = due.where(_runs_under(hold))
-        ranked = due.subquery()
+        ids = await self._heads([outlet for outlet, batch in lanes.items() if batch == 1], hold)
+        for outlet, batch in lanes.items():
+            if batch > 1:
+                ids += await self._first(outlet, batch, hold)
         # The last guard: bytes that no complete chain of votes names can't leave, whatever planned them.
         # Taking something back needs no approval.
         allowed = or_(D.state != DeliveryState.QUEUED, approved(D.story_id, N.sha256))
         found = await self._session.execute(
-            select(Delivery, N.sha256, R.importance, ranked.c.place)
-            .join(ranked, ranked.c.id == D.id)
+            select(Delivery, N.sha256, R.importance)
             .join(Rendition, N.id == D.rendition_id)
             .join(Revision, R.id == D.revision_id)
-            .where(ranked.c.place <= max(lanes.values()), allowed)
-            .order_by(D.outlet_id, ranked.c.place)
+            .where(D.id.in_(ids), allowed)
+            .order_by(D.outlet_id, D.priority, D.next_at, D.id)
         )
-        picked = [(d, sha, imp) for d, sha, imp, nth in found if nth <= lanes[d.outlet_id]]
-        ids = [d.id for d, _sha, _imp in picked]
-        started = await self.open_attempts(ids)
-        receipts = await self.receipts(ids)
+        picked = list(found)
+        known = [d.id for d, _sha, _imp in picked]
+        started = await self.open_attempts(known)
+        receipts = await self.receipts(known)
         rows: dict[str, list[Work]] = {}
         for d, sha256, importance in picked:
             last = receipts.get(d.id)
@@ -690,6 +752,31 @@ class Writing(Reading):
                 )
             )  # fmt: skip
         return rows
+
+    def _due_on(self, hold: Hold | None) -> list[ColumnElement[bool]]:
+        """Due, and not held back by the lane's limits, its quiet hours or a hold of the whole district."""
+        due = [
+            D.outlet_id == L.outlet_id,
+            D.next_at <= self.now,
+            or_(L.hold_until.is_(None), L.hold_until <= self.now, D.priority <= WITHDRAWAL_PRIORITY),
+            or_(L.quiet_until.is_(None), L.quiet_until <= self.now, D.priority <= URGENT),
+        ]
+        return [*due, _runs_under(hold)] if hold else due
+
+    async def _heads(self, outlet_ids: Sequence[str], hold: Hold | None) -> list[int]:
+        """The first due row of each lane, found by its index: a long queue costs no more than a short one."""
+        head = select(D.id).where(*self._due_on(hold)).order_by(D.priority, D.next_at, D.id).limit(1).scalar_subquery()
+        found = await self._session.execute(select(head).where(L.outlet_id.in_(outlet_ids)).select_from(Lane))
+        return [head_id for head_id in found.scalars() if head_id is not None]
+
+    async def _first(self, outlet_id: str, batch: int, hold: Hold | None) -> list[int]:
+        """The first due rows of a shelf's lane, as many as one call may carry."""
+        query = (
+            select(D.id).select_from(Delivery).join(Lane, L.outlet_id == D.outlet_id)
+            .where(L.outlet_id == outlet_id, *self._due_on(hold)[1:])
+            .order_by(D.priority, D.next_at, D.id).limit(batch)
+        )  # fmt: skip
+        return list((await self._session.execute(query)).scalars())
 
     async def _stop_unapproved(self, outlet_ids: Sequence[str]) -> None:
         """Rows that the last guard keeps from leaving are stopped and listed, or their lane would spin."""
@@ -715,6 +802,16 @@ class Writing(Reading):
             update(Lane).where(L.outlet_id.in_(chosen), L.lease_token == token)
             .values(lease_token=None, lease_until=None)
         )  # fmt: skip
+
+    async def leave(self, outlet_id: str, token: str, usage: Usage) -> None:
+        """Give a lane back without having called: only its limits say when to come again."""
+        changed = await self._change(
+            update(Lane).where(L.outlet_id == outlet_id, L.lease_token == token)
+            .values(lease_token=None, lease_until=None)
+        )  # fmt: skip
+        if changed:
+            await self._use(outlet_id, usage)
+            await self.rearm([outlet_id])
 
     # ── start
     async def start(self, works: Sequence[tuple[Work, str, Action]]) -> frozenset[int]:
@@ -775,8 +872,8 @@ class Writing(Reading):
         for settled in ended:
             if settled.probe_at is not None:
                 await self._pause(settled)
-            if settled.hold_until is not None:
-                await self._hold_lane(settled.work.outlet_id, settled.hold_until)
+            if settled.usage is not None:
+                await self._use(settled.work.outlet_id, settled.usage)
         for token, outlets in freed.items():
             await self._unlease(outlets, token)
         await self.rearm(touched.union(*freed.values(), (change.row.outlet_id for change in changes)))
@@ -903,8 +1000,12 @@ class Writing(Reading):
                     probe_at=settled.probe_at)
         )  # fmt: skip
 
-    async def _hold_lane(self, outlet_id: str, until: datetime) -> None:
-        await self._change(update(Lane).where(L.outlet_id == outlet_id).values(hold_until=until))
+    async def _use(self, outlet_id: str, usage: Usage) -> None:
+        await self._change(
+            update(Lane).where(L.outlet_id == outlet_id)
+            .values(failures=usage.failures, used_on=usage.used_on, used=usage.used, hold_until=usage.hold_until,
+                    hold_code=usage.hold_code, quiet_until=usage.quiet_until)
+        )  # fmt: skip
 
     async def _keep(self, receipts: Sequence[tuple["_Present | Delivery", Receipt]]) -> None:
         """Keep receipts as they came; of a shelf's, each row has the address of its own item."""
@@ -1175,6 +1276,8 @@ def _change_of(row: _Present, settled: Settled, landing: Landing) -> _Change:
         values["tries"] = min(row.tries + 1, LOOKS_COUNTED)
     if settled.probe_at is not None:
         values |= {"broken": row.broken + 1, "tries": row.tries}
+    if landing.live and landing.next_at is not None:
+        values["priority"] = WITHDRAWAL_PRIORITY  # what it waits for is coming down at its end
     if settled.doubt:
         values["doubted_at"] = row.doubted_at or settled.ended_at
     elif settled.absent:

@@ -183,6 +183,11 @@ def upgrade() -> None:
         sa.Column("paused_detail", sqlmodel.sql.sqltypes.AutoString(length=512), nullable=False),
         sa.Column("probe_at", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=True),
         sa.Column("hold_until", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=True),
+        sa.Column("hold_code", sqlmodel.sql.sqltypes.AutoString(length=24), nullable=False),
+        sa.Column("quiet_until", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=True),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("used_on", sa.Date(), nullable=True),
+        sa.Column("used", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["outlet_id"], ["outlet.id"], name=op.f("fk_lane_outlet_id")),
         sa.PrimaryKeyConstraint("outlet_id", name=op.f("pk_lane")),
     )
