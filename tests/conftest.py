@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from distributor.model import (
     Unit,
     UnitKind,
 )
-from distributor.outlets import OutletConfig, OutletRecord, Outlets, OutletStatus
+from distributor.outlets import Limits, OutletConfig, OutletRecord, Outlets, OutletStatus
 from distributor.settings import District, Settings
 from distributor.store import Store, migrate
 from distributor.tally import Tally
@@ -173,7 +173,7 @@ def _record(name: str, unit: str, channel: Channel[Any, Any]) -> OutletRecord:
 @asynccontextmanager
 async def open_house(
     folder: Path, clock: FrozenClock | None = None, more: Mapping[str, tuple[str, Channel[Any, Any]]] | None = None,
-    **policy: Any,
+    limits: Mapping[str, Limits] | None = None, **policy: Any,
 ) -> AsyncIterator[House]:  # fmt: skip
     """A house on ``folder``; opening it again finds what was there. ``more``: outlets beside the usual ones."""
     time = clock or FrozenClock()
@@ -186,7 +186,12 @@ async def open_house(
         records = _records(scripts)
         beside = [_record(name, unit, channel) for name, (unit, channel) in (more or {}).items()]
         scripts |= {r.id: r.channel.script for r in beside if isinstance(r.channel, ScriptedChannel)}
-        outlets = Outlets([*records, *beside])
+        told = dict(limits or {})
+        limited = [
+            replace(each, config=replace(each.config, limits=told.get(each.id, Limits())))
+            for each in (*records, *beside)
+        ]
+        outlets = Outlets(limited)
         if beside:
             async with store.write() as tx:
                 await _outlets(tx, beside)
