@@ -474,7 +474,9 @@ class Dispatcher:
         limits, zone = record.config.limits, self._store.timezone
         held = [quiet_until(limits, work, action, now, zone) for work, action in calls]
         if quiet := max((until for until in held if until is not None), default=None):
-            lane = replace(lane, usage=replace(lane.usage, quiet_until=quiet))
+            # What holds back urgent stories too is a hold of the whole lane; both let withdrawals through.
+            kind = {"quiet_until": quiet} if limits.quiet_lets_urgent else {"hold_until": quiet, "hold_code": "quiet"}
+            lane = replace(lane, usage=replace(lane.usage, **kind))
             calls = [call for call, until in zip(calls, held, strict=True) if until is None]
         if not calls:
             if quiet is not None:

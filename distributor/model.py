@@ -406,7 +406,7 @@ class Lane(SQLModel, table=True):
     paused_detail: str = Field(default="", max_length=512)
     probe_at: datetime | None = None
     hold_until: datetime | None = None  # only withdrawals before then: Retry-After, rate, quota, breaker
-    hold_code: str = Field(default="", max_length=24)  # which of them: retry_after, rate, quota, breaker
+    hold_code: str = Field(default="", max_length=24)  # which of them: retry_after, rate, quota, breaker, quiet
     quiet_until: datetime | None = None  # only withdrawals and urgent stories before then: quiet hours
     failures: int = 0  # calls that failed one after the other; success clears it, a refusal does neither
     used_on: date | None = None  # the local day that `used` counts

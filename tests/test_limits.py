@@ -85,7 +85,9 @@ async def test_quiet_hours_can_hold_back_urgent_stories_too(tmp_path: Path) -> N
 
 
 async def test_the_breaker_opens_after_failures_in_a_row_and_lets_one_call_through_at_a_time(tmp_path: Path) -> None:
-    async with open_house(tmp_path, breaker_after=3, breaker_first=timedelta(minutes=10)) as house:
+    async with open_house(
+        tmp_path, breaker_after=3, breaker_first=timedelta(minutes=10), breaker_longest=timedelta(hours=1)
+    ) as house:
         house.scripts["safe"].then("deliver", *[Retryable("refused")] * 4)
         await plan_many(house, [f"s{number}" for number in range(5)])
         await house.dispatcher.drain()
