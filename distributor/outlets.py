@@ -28,8 +28,8 @@ from distributor.hours import Window
 from distributor.messages import assets_root
 
 __all__ = [
-    "ENTRY_POINTS", "ChannelRecord", "Limits", "OutletConfig", "OutletRecord", "OutletStatus", "Outlets", "Reason", "asset",
-    "check_owners", "discover",
+    "ENTRY_POINTS", "ChannelRecord", "Limits", "OutletConfig", "OutletRecord", "OutletStatus", "Outlets", "Reason",
+    "asset", "check_owners", "discover",
 ]  # fmt: skip
 
 ENTRY_POINTS = "distributor.channels"

@@ -45,8 +45,8 @@ from distributor.errors import Refused, Unusable
 from distributor.hours import parse as parse_hours
 
 __all__ = [
-    "Chains", "ColumnEntry", "District", "GroupEntry", "LimitsEntry", "LogFormat", "OutletEntry", "PersonEntry", "Setting",
-    "Settings", "Stage", "UnitEntry", "load_district", "load_settings", "sources",
+    "Chains", "ColumnEntry", "District", "GroupEntry", "LimitsEntry", "LogFormat", "OutletEntry", "PersonEntry",
+    "Setting", "Settings", "Stage", "UnitEntry", "load_district", "load_settings", "sources",
 ]  # fmt: skip
 
 PREFIX = "DISTRIBUTOR_"
