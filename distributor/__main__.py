@@ -327,7 +327,9 @@ async def _serve(settings: Settings, district: District, at: tuple[str, int], *,
     async with open_distributor(settings, district) as core:
         if (pid := core.store.dispatcher_pid()) is not None:  # before the port is tried: it is the better reason
             raise Unusable("dispatcher_running", path=str(core.store.path), pid=pid)
-        engine = Embedded(core.store, core.dispatcher, core.clock, scheduler.Calendar(settings.zone))
+        engine = Embedded(
+            core.store, core.dispatcher, core.clock, scheduler.Calendar(settings.zone), core.settings.retention
+        )
         working = asyncio.create_task(engine.run(), name="dispatcher")
         runner = web.AppRunner(make_app(core, worker=working), access_log=None, shutdown_timeout=5)
         asked = asyncio.create_task(stop.wait(), name="stop")

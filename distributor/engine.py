@@ -62,9 +62,14 @@ class Embedded:
 
     WATCH = timedelta(seconds=1)
     SWEEP = timedelta(minutes=1)
+    FORGET = timedelta(hours=1)
     DRAIN = timedelta(seconds=20)
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, clock: Clock, calendar: Calendar) -> None:
+    def __init__(
+        self, store: Store, dispatcher: Dispatcher, clock: Clock, calendar: Calendar, retention: timedelta | None = None
+    ) -> None:
+        """``retention``: how long what is off is remembered; None for ever."""
+        self._retention = retention
         self._store = store
         self._dispatcher = dispatcher
         self._clock = clock
@@ -93,7 +98,8 @@ class Embedded:
         log.info("dispatching", freed_leases=freed)
         self._seen = self._store.changes()
         self._calendar.start()
-        own = (Job("watch", self.WATCH, self._watch), Job("sweep", self.SWEEP, self._sweep))
+        own = (Job("watch", self.WATCH, self._watch), Job("sweep", self.SWEEP, self._sweep),
+               Job("retention", self.FORGET, self._forget))  # fmt: skip
         for job in (*own, *self._jobs):
             self._calendar.repeat(job.name, job.every, job.run)
         self._running = asyncio.current_task()
@@ -129,3 +135,11 @@ class Embedded:
         if wrong:
             log.error("lanes_were_wrong", outlets=wrong)
         self._dispatcher.nudge()
+
+    async def _forget(self) -> None:
+        """Drop what has been off for longer than the settings keep it, a little at a time."""
+        if self._retention is not None:
+            async with self._store.write() as tx:
+                gone = await tx.forget(self._clock.now() - self._retention)
+            if gone:
+                log.info("forgotten", deliveries=gone)

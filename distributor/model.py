@@ -494,7 +494,7 @@ class LedgerLine(SQLModel, table=True):
     level: NewsLevel = Field(sa_column=_enum(NewsLevel))
     story_id: str = Field(foreign_key="story.id")
     episode: int
-    delivery_id: int | None = Field(default=None, foreign_key="delivery.id")
+    delivery_id: int | None = None  # no foreign key: a line outlives its delivery and carries a copy of its evidence
     happened_at: datetime  # the fact's time
     local_day: date  # its day in the district
     booked_week: date  # Monday of the week it counts in: its own, or the next open one (an adjustment)

@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     event,
     exists,
     func,
@@ -632,6 +633,26 @@ class Writing(Reading):
         if wrong:
             await self.rearm(wrong)
         return wrong
+
+    async def forget(self, before: datetime, *, most: int = 1000) -> int:
+        """Drop deliveries that have been off since ``before``, with their attempts and receipts; returns how many.
+
+        What is on an outlet, may be, or failed stays however old it is, and so does every ledger line.
+        """
+        over = func.coalesce(D.off_at, D.created_at)
+        old = list(
+            (
+                await self._session.execute(
+                    select(D.id).where(D.state.in_(FINAL), over < before).order_by(D.id).limit(most)
+                )
+            ).scalars()
+        )
+        if old:
+            await self._change(update(Delivery).where(D.supersedes.in_(old)).values(supersedes=None))
+            await self._change(update(Delivery).where(D.waits_for.in_(old)).values(waits_for=None))
+            for table, column in ((Attempt, A.delivery_id), (ReceiptRow, RECEIPT.delivery_id), (Delivery, D.id)):
+                await self._change(delete(table).where(column.in_(old)))
+        return len(old)
 
     async def resume(self, outlet_id: str) -> None:
         """Reopen a paused outlet: its probe succeeded, or a person says so."""

@@ -301,7 +301,7 @@ async def test_times_that_make_no_sense_are_refused(house: House) -> None:
     plan = house.desk.plan
     await refused("until_before_go", plan("editor", "water", ["safe"], go_at=now + HOUR, until=now + HOUR))
     await refused("time_in_past", plan("editor", "water", ["safe"], go_at=now - timedelta(seconds=1)))
-    await refused("time_without_zone", plan("editor", "water", ["safe"], go_at=datetime(2031, 1, 1)))  # noqa: DTZ001
+    await refused("time_without_zone", plan("editor", "water", ["safe"], go_at=datetime(2031, 1, 1)))
 
 
 async def test_an_outlet_that_has_the_story_is_left_out_and_the_others_get_it(house: House) -> None:

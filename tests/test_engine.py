@@ -211,7 +211,8 @@ async def test_the_calendars_own_jobs_are_kept(house: House) -> None:
     task = asyncio.create_task(engine.run())
     await asyncio.wait_for(calendar.kept["report"].wait(), PATIENCE)
     assert {name: every for name, (every, _) in calendar.jobs.items()} == {
-        "watch": timedelta(seconds=1), "sweep": timedelta(minutes=1), "report": timedelta(days=7),
+        "watch": timedelta(seconds=1), "sweep": timedelta(minutes=1), "retention": timedelta(hours=1),
+        "report": timedelta(days=7),
     }  # fmt: skip
     await engine.stop()
     await task

@@ -163,7 +163,10 @@ async def test_evidence_is_never_changed_or_deleted(house: House) -> None:
         for table in ("audit_line", "ledger_line", "receipt"):
             before = connection.execute(f"SELECT * FROM {table}").fetchall()
             assert before, table
-            for change in (f"UPDATE {table} SET id = id + 1000", f"DELETE FROM {table}"):
+            changes = [f"UPDATE {table} SET id = id + 1000"]
+            if table != "receipt":  # a receipt goes with its delivery, when that is old enough
+                changes.append(f"DELETE FROM {table}")
+            for change in changes:
                 with pytest.raises(sqlite3.DatabaseError, match="append"):
                     connection.execute(change)
             assert connection.execute(f"SELECT * FROM {table}").fetchall() == before

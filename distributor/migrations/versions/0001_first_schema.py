@@ -9,7 +9,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-APPEND_ONLY = ("audit_line", "ledger_line", "receipt")
+# A receipt goes with its delivery when that is old enough; the other two stay for ever.
+APPEND_ONLY = {"audit_line": ("UPDATE", "DELETE"), "ledger_line": ("UPDATE", "DELETE"), "receipt": ("UPDATE",)}
 
 
 def upgrade() -> None:
@@ -193,6 +194,71 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("lane", schema=None) as batch_op:
         batch_op.create_index("ix_lane_due", ["next_at", "priority"], unique=False)
+
+    op.create_table(
+        "ledger_line",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("key", sqlmodel.sql.sqltypes.AutoString(length=192), nullable=False),
+        sa.Column(
+            "kind",
+            sa.Enum(
+                "publish",
+                "pushed",
+                "forward",
+                "adopted",
+                "submitted",
+                name="ledgerkind",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
+            nullable=False,
+        ),
+        sa.Column(
+            "entry",
+            sa.Enum("count", "reversal", name="entry", native_enum=False, create_constraint=True, length=24),
+            nullable=False,
+        ),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("unit", sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+        sa.Column("outlet_id", sqlmodel.sql.sqltypes.AutoString(), nullable=True),
+        sa.Column("channel", sqlmodel.sql.sqltypes.AutoString(length=32), nullable=False),
+        sa.Column("column", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
+        sa.Column(
+            "level",
+            sa.Enum(
+                "own",
+                "district",
+                "city",
+                "province",
+                "central",
+                name="newslevel",
+                native_enum=False,
+                create_constraint=True,
+                length=24,
+            ),
+            nullable=False,
+        ),
+        sa.Column("story_id", sqlmodel.sql.sqltypes.AutoString(), nullable=False),
+        sa.Column("episode", sa.Integer(), nullable=False),
+        sa.Column("delivery_id", sa.Integer(), nullable=True),
+        sa.Column("happened_at", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=False),
+        sa.Column("local_day", sa.Date(), nullable=False),
+        sa.Column("booked_week", sa.Date(), nullable=False),
+        sa.Column("reason", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
+        sa.Column("rule", sa.Integer(), nullable=False),
+        sa.Column("evidence", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("created_at", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=False),
+        sa.CheckConstraint("n IN (-1, 1)", name=op.f("ck_ledger_line_one")),
+        sa.ForeignKeyConstraint(["outlet_id"], ["outlet.id"], name=op.f("fk_ledger_line_outlet_id")),
+        sa.ForeignKeyConstraint(["story_id"], ["story.id"], name=op.f("fk_ledger_line_story_id")),
+        sa.ForeignKeyConstraint(["unit"], ["unit.code"], name=op.f("fk_ledger_line_unit")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_line")),
+        sa.UniqueConstraint("key", name=op.f("uq_ledger_line_key")),
+    )
+    with op.batch_alter_table("ledger_line", schema=None) as batch_op:
+        batch_op.create_index("ix_ledger_line_story", ["story_id", "unit"], unique=False)
+        batch_op.create_index("ix_ledger_line_week_unit", ["booked_week", "unit", "kind", "n"], unique=False)
 
     op.create_table(
         "revision",
@@ -535,72 +601,6 @@ def upgrade() -> None:
         )
 
     op.create_table(
-        "ledger_line",
-        sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("key", sqlmodel.sql.sqltypes.AutoString(length=192), nullable=False),
-        sa.Column(
-            "kind",
-            sa.Enum(
-                "publish",
-                "pushed",
-                "forward",
-                "adopted",
-                "submitted",
-                name="ledgerkind",
-                native_enum=False,
-                create_constraint=True,
-                length=24,
-            ),
-            nullable=False,
-        ),
-        sa.Column(
-            "entry",
-            sa.Enum("count", "reversal", name="entry", native_enum=False, create_constraint=True, length=24),
-            nullable=False,
-        ),
-        sa.Column("n", sa.Integer(), nullable=False),
-        sa.Column("unit", sqlmodel.sql.sqltypes.AutoString(), nullable=False),
-        sa.Column("outlet_id", sqlmodel.sql.sqltypes.AutoString(), nullable=True),
-        sa.Column("channel", sqlmodel.sql.sqltypes.AutoString(length=32), nullable=False),
-        sa.Column("column", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
-        sa.Column(
-            "level",
-            sa.Enum(
-                "own",
-                "district",
-                "city",
-                "province",
-                "central",
-                name="newslevel",
-                native_enum=False,
-                create_constraint=True,
-                length=24,
-            ),
-            nullable=False,
-        ),
-        sa.Column("story_id", sqlmodel.sql.sqltypes.AutoString(), nullable=False),
-        sa.Column("episode", sa.Integer(), nullable=False),
-        sa.Column("delivery_id", sa.Integer(), nullable=True),
-        sa.Column("happened_at", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=False),
-        sa.Column("local_day", sa.Date(), nullable=False),
-        sa.Column("booked_week", sa.Date(), nullable=False),
-        sa.Column("reason", sqlmodel.sql.sqltypes.AutoString(length=64), nullable=False),
-        sa.Column("rule", sa.Integer(), nullable=False),
-        sa.Column("evidence", sa.JSON(none_as_null=True), nullable=False),
-        sa.Column("created_at", sqlmodel.sql.sqltypes.UTCDateTime(), nullable=False),
-        sa.CheckConstraint("n IN (-1, 1)", name=op.f("ck_ledger_line_one")),
-        sa.ForeignKeyConstraint(["delivery_id"], ["delivery.id"], name=op.f("fk_ledger_line_delivery_id")),
-        sa.ForeignKeyConstraint(["outlet_id"], ["outlet.id"], name=op.f("fk_ledger_line_outlet_id")),
-        sa.ForeignKeyConstraint(["story_id"], ["story.id"], name=op.f("fk_ledger_line_story_id")),
-        sa.ForeignKeyConstraint(["unit"], ["unit.code"], name=op.f("fk_ledger_line_unit")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_line")),
-        sa.UniqueConstraint("key", name=op.f("uq_ledger_line_key")),
-    )
-    with op.batch_alter_table("ledger_line", schema=None) as batch_op:
-        batch_op.create_index("ix_ledger_line_story", ["story_id", "unit"], unique=False)
-        batch_op.create_index("ix_ledger_line_week_unit", ["booked_week", "unit", "kind", "n"], unique=False)
-
-    op.create_table(
         "receipt",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("delivery_id", sa.Integer(), nullable=False),
@@ -634,8 +634,8 @@ def upgrade() -> None:
     with op.batch_alter_table("receipt", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_receipt_delivery_id"), ["delivery_id"], unique=False)
     if op.get_bind().dialect.name == "sqlite":
-        for table in APPEND_ONLY:
-            for change in ("UPDATE", "DELETE"):
+        for table, changes in APPEND_ONLY.items():
+            for change in changes:
                 op.execute(
                     f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table} "
                     f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
@@ -647,11 +647,6 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_receipt_delivery_id"))
 
     op.drop_table("receipt")
-    with op.batch_alter_table("ledger_line", schema=None) as batch_op:
-        batch_op.drop_index("ix_ledger_line_week_unit")
-        batch_op.drop_index("ix_ledger_line_story")
-
-    op.drop_table("ledger_line")
     with op.batch_alter_table("attempt", schema=None) as batch_op:
         batch_op.drop_index(
             "ix_attempt_open", sqlite_where=sa.text("ended_at IS NULL"), postgresql_where=sa.text("ended_at IS NULL")
@@ -712,6 +707,11 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_revision_story_id"))
 
     op.drop_table("revision")
+    with op.batch_alter_table("ledger_line", schema=None) as batch_op:
+        batch_op.drop_index("ix_ledger_line_week_unit")
+        batch_op.drop_index("ix_ledger_line_story")
+
+    op.drop_table("ledger_line")
     with op.batch_alter_table("lane", schema=None) as batch_op:
         batch_op.drop_index("ix_lane_due")
 
