@@ -506,6 +506,21 @@ def _paused(lane: Lane | None) -> str:
     return word("state.lane", "paused" if lane is not None and lane.paused_at else "open")
 
 
+def _held_back(lanes: Iterable[Lane], now: datetime, zone: ZoneInfo) -> list[str]:
+    """Outlets that their limits, their breaker or quiet hours hold back now; withdrawals still go through."""
+    lines = []
+    for lane in lanes:
+        if lane.hold_until is not None and lane.hold_until > now:
+            lines.append(
+                f"{lane.outlet_id} {_short_time(lane.hold_until, zone)} 前暂缓：{word('hold', lane.hold_code)}"
+            )
+        elif lane.quiet_until is not None and lane.quiet_until > now:
+            lines.append(
+                f"{lane.outlet_id} {_short_time(lane.quiet_until, zone)} 前静默：{word('hold', 'quiet_hours')}"
+            )
+    return lines
+
+
 def _paused_lines(lanes: Iterable[Lane], zone: ZoneInfo) -> list[str]:
     return [
         f"{lane.outlet_id} 自 {_short_time(lane.paused_at, zone)} 暂停：{_code_in_words(lane.paused_code)}"
@@ -1040,14 +1055,22 @@ def board(
     async def work(core: Distributor) -> Answer:
         async with core.store.read() as tx:
             stories, held = await tx.stories(), await tx.standing_hold()
-            paused = [lane for lane in (await tx.lanes()).values() if lane.paused_at]
+            lanes = (await tx.lanes()).values()
+        paused = [lane for lane in lanes if lane.paused_at]
+        slowed = _held_back(lanes, core.clock.now(), core.settings.zone)
         chosen = [each for each in stories if story_id in ("", each.id)]
         if story_id and not chosen:
             raise _unknown_story(story_id, stories)
         shown = await _board_of(core, chosen, states=states)
         zone = core.settings.zone
-        above = [*_hold_lines(held, zone), *(f"终端 {line}" for line in _paused_lines(paused, zone))]
-        data = {"hold": held, "paused": paused, "deliveries": shown.rows, "dispatcher": core.store.dispatcher_pid()}
+        above = [*_hold_lines(held, zone), *(f"终端 {line}" for line in (*_paused_lines(paused, zone), *slowed))]
+        data = {
+            "hold": held,
+            "paused": paused,
+            "held_back": slowed,
+            "deliveries": shown.rows,
+            "dispatcher": core.store.dispatcher_pid(),
+        }
         if not shown.rows:
             empty = "没有符合条件的投放。" if states else "还没有投放……下一步：distributor publish 稿件 --to 终端或分组"
             return Answer(data, [*above, empty])
