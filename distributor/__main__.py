@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, date, datetime
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -31,7 +31,9 @@ from rich.table import Table
 
 import scheduler
 from distributor import __version__, intake, logs
-from distributor.app import Distributor, open_distributor
+from distributor.app import Distributor, database_file, open_distributor
+from distributor.backup import back_up
+from distributor.backup import restore as bring_back
 from distributor.channel import Finding, Severity
 from distributor.counting import monday_of
 from distributor.desk import Adapted, Planned, Skipped
@@ -1262,6 +1264,38 @@ async def _ledger(core: Distributor, monday: date | None, unit: str | None) -> A
     ]  # fmt: skip
     heads = ("时间", "计入周", "单位", "项目", "数", "稿件", "终端", "缘由", "凭证")
     return Answer(found, [_table(heads, rows, numbers=("数",))])
+
+
+@app.command()
+def backup(
+    ctx: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", help="备份放在哪个目录。")],
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """把数据备份到一个目录，不影响正在运行的服务；再次备份只补新内容。"""
+    settings = load_settings(ctx.obj.config)
+    logs.configure(settings.log_format)
+    with _progress() as progress:
+        bar = progress.add_task("备份", total=None)
+        copied = back_up(
+            settings.data_dir, database_file(settings), folder,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    said = f"已备份到 {folder}：数据库 {copied.database_bytes / 1e6:.1f} MB，新增文件 {copied.files} 个。"
+    _say(Answer(asdict(copied), [said]), as_json=as_json, zone=settings.zone)
+
+
+@app.command()
+def restore(
+    ctx: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", help="备份所在的目录。")],
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """从备份恢复到还没有数据的安装；已有数据时拒绝，不会覆盖。"""
+    settings = load_settings(ctx.obj.config)
+    logs.configure(settings.log_format)
+    copied = bring_back(folder, settings.data_dir, database_file(settings))
+    size = f"{copied.database_bytes / 1e6:.1f} MB"
+    said = f"已从 {folder} 恢复：数据库 {size}，文件 {copied.files} 个。下一步：distributor check"
+    _say(Answer(asdict(copied), [said]), as_json=as_json, zone=settings.zone)
 
 
 @app.command()

@@ -34,7 +34,7 @@ from distributor.settings import District, LimitsEntry, Settings
 from distributor.store import Store, Writing
 from distributor.tally import Tally
 
-__all__ = ["Distributor", "Draft", "open_distributor"]
+__all__ = ["Distributor", "Draft", "database_file", "open_distributor"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ async def open_distributor(
     public, blobs = settings.data_dir / "public", Blobs(settings.data_dir / "blobs")
     session = http.session(http.OutboundPolicy(settings.outbound_allow))
     try:
-        store = await Store.open(_database_file(settings), time, timezone)
+        store = await Store.open(database_file(settings), time, timezone)
         try:
             configs = [
                 OutletConfig(
@@ -115,7 +115,7 @@ def _limits(entry: LimitsEntry) -> Limits:
     )  # fmt: skip
 
 
-def _database_file(settings: Settings) -> Path:
+def database_file(settings: Settings) -> Path:
     """The SQLite file that the settings name.
 
     Raises:

@@ -479,3 +479,12 @@ def test_a_document_without_markers_is_left_alone(desk: Desk, tmp_path: Path) ->
     document.write_text("没有标记", encoding="utf-8")
     desk("states", "--write", str(document)).refused("states:story")
     assert document.read_text(encoding="utf-8") == "没有标记"
+
+
+def test_a_backup_comes_back_into_an_empty_installation_and_nowhere_else(signed: Desk, tmp_path: Path) -> None:
+    assert signed("backup", str(tmp_path / "copy")).code == 0
+    refused = signed("restore", str(tmp_path / "copy"))
+    assert (refused.code, len(refused.err.splitlines())) == (1, 1)
+    shutil.rmtree(signed.town.folder / "data")
+    assert signed("restore", str(tmp_path / "copy")).code == 0
+    assert signed.does("story", "--list")[0]["story"] == "water"
