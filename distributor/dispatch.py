@@ -20,7 +20,6 @@ from distributor.channel import (
     Channel,
     Gone,
     GoneReason,
-    Importance,
     Inbound,
     InDoubt,
     Misconfigured,
@@ -42,7 +41,7 @@ from distributor.hours import end_of_quiet, is_inside
 from distributor.model import Action, DeliveryState, Lane, Reason
 from distributor.model import Rendition as RenditionRow
 from distributor.outlets import Limits, OutletRecord, Outlets, OutletStatus
-from distributor.store import Claimed, Hit, OnShelf, Settled, Store, Usage, Work, thaw
+from distributor.store import Claimed, Hit, OnShelf, Quiet, Settled, Store, Usage, Work, thaw
 
 log = structlog.get_logger("distributor.dispatch")
 
@@ -279,12 +278,11 @@ def _look_again(attempted: Attempted, traits: Traits) -> datetime:
 
 
 # ── limits ──
-def quiet_until(limits: Limits, work: Work, action: Action, now: datetime, zone: ZoneInfo) -> datetime | None:
-    """Until when quiet hours hold a call back; None when it may go now. Pure."""
-    passes = action is not Action.DELIVER or (work.importance is Importance.URGENT and limits.quiet_lets_urgent)
-    if passes or not is_inside(limits.quiet, now, zone):
+def quiet_now(limits: Limits, now: datetime, zone: ZoneInfo) -> Quiet | None:
+    """The quiet hours that an outlet is in, or None. Pure."""
+    if not is_inside(limits.quiet, now, zone):
         return None
-    return end_of_quiet(limits.quiet, now, zone)
+    return Quiet(end_of_quiet(limits.quiet, now, zone), limits.quiet_lets_urgent)
 
 
 def usage_after(
@@ -395,6 +393,7 @@ class Dispatcher:
         self._turn = asyncio.Lock()
         longest = max((record.traits.deadline for record in outlets), default=timedelta(seconds=30))
         self._lease = longest + self._policy.lease_margin
+        self._with_hours = [record for record in outlets if record.config.limits.quiet]
         self._begins = frozenset(record.id for record in outlets if record.traits.idempotent or record.traits.shelf)
 
     # ── the loop
@@ -445,13 +444,20 @@ class Dispatcher:
             return begun
         async with self._store.write() as tx:
             claimed = await tx.claim(
-                limit=free, lease=self._lease, begins=self._begins, reserved=min(self._policy.reserved, free)
-            )
+                limit=free, lease=self._lease, begins=self._begins, reserved=min(self._policy.reserved, free),
+                quiet=self._quiet(),
+            )  # fmt: skip
         for lane in claimed:
             task = asyncio.create_task(self._serve(lane), name=f"lane:{lane.outlet_id}")
             self._busy.add(task)
             task.add_done_callback(self._served)
         return begun + len(claimed)
+
+    def _quiet(self) -> dict[str, Quiet]:
+        """The outlets that are in their quiet hours now."""
+        now, zone = self._clock.now(), self._store.timezone
+        found = {record.id: quiet_now(record.config.limits, now, zone) for record in self._with_hours}
+        return {outlet_id: quiet for outlet_id, quiet in found.items() if quiet is not None}
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._busy.discard(task)
@@ -471,25 +477,13 @@ class Dispatcher:
         steps = [(work, step(work, traits, now)) for work in lane.work]
         await self._settle_at_once(lane, steps, now)
         calls = [(replace(work, reason=s.reason or work.reason), s.action) for work, s in steps if s.action is not None]
-        limits, zone = record.config.limits, self._store.timezone
-        held = [quiet_until(limits, work, action, now, zone) for work, action in calls]
-        if quiet := max((until for until in held if until is not None), default=None):
-            # What holds back urgent stories too is a hold of the whole lane; both let withdrawals through.
-            kind = {"quiet_until": quiet} if limits.quiet_lets_urgent else {"hold_until": quiet, "hold_code": "quiet"}
-            lane = replace(lane, usage=replace(lane.usage, **kind))
-            calls = [call for call, until in zip(calls, held, strict=True) if until is None]
         if not calls:
-            if quiet is not None:
-                await self._leave(lane)
-        elif traits.shelf:
+            return
+        if traits.shelf:
             await self._show(lane, record, _one_per_key(calls), last=True)
         else:
             for nth, (work, action) in enumerate(calls, start=1):
                 await self._act(lane, record, work, action, last=nth == len(calls))
-
-    async def _leave(self, lane: Claimed) -> None:
-        async with self._store.write() as tx:
-            await tx.leave(lane.outlet_id, lane.token, lane.usage)
 
     async def _settle_at_once(self, lane: Claimed, steps: Sequence[tuple[Work, Step]], now: datetime) -> None:
         at_once = [(work, s) for work, s in steps if s.action is None]

@@ -149,6 +149,14 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Quiet:
+    """Quiet hours that an outlet is in."""
+
+    until: datetime
+    lets_urgent: bool
+
+
+@dataclass(frozen=True)
 class Claimed:
     """A leased lane and the rows that one call may carry, most urgent first."""
 
@@ -691,14 +699,16 @@ class Writing(Reading):
 
     # ── claim
     async def claim(
-        self, *, limit: int, lease: timedelta, begins: Collection[str] = (), reserved: int = 0
-    ) -> list[Claimed]:
+        self, *, limit: int, lease: timedelta, begins: Collection[str] = (), reserved: int = 0,
+        quiet: Mapping[str, Quiet] | None = None,
+    ) -> list[Claimed]:  # fmt: skip
         """Lease up to ``limit`` due lanes and hand out their due rows, most urgent first.
 
         ``begins``: outlets that are called without a further commit (`start`), because sending twice does no harm
         there. Their attempts are started here: whoever is handed a row and dies may have sent it. ``reserved`` of the
-        lanes go to withdrawals and urgent stories alone.
+        lanes go to withdrawals and urgent stories alone. ``quiet``: outlets that are in their quiet hours now.
         """
+        await self._hush(quiet or {})
         hold = await self.standing_hold()
         free = or_(L.lease_until.is_(None), L.lease_until <= self.now)
         ready = (
@@ -740,6 +750,20 @@ class Writing(Reading):
             await self._stop_unapproved(empty)
             await self._free(empty, token)
         return claimed
+
+    async def _hush(self, quiet: Mapping[str, Quiet]) -> None:
+        """Let lanes whose quiet hours have begun wait for their end; withdrawals, and mostly urgent stories, don't."""
+        hushed = []
+        for outlet_id, hours in quiet.items():
+            column = L.quiet_until if hours.lets_urgent else L.hold_until
+            values = (
+                {"quiet_until": hours.until} if hours.lets_urgent else {"hold_until": hours.until, "hold_code": "quiet"}
+            )
+            begins = update(Lane).where(L.outlet_id == outlet_id, or_(column.is_(None), column < hours.until))
+            if await self._change(begins.values(values)):
+                hushed.append(outlet_id)
+        if hushed:
+            await self.rearm(hushed)
 
     async def _due_rows(self, lanes: Mapping[str, int], hold: Hold | None) -> dict[str, list[Work]]:
         ids = await self._heads([outlet for outlet, batch in lanes.items() if batch == 1], hold)
@@ -823,16 +847,6 @@ class Writing(Reading):
             update(Lane).where(L.outlet_id.in_(chosen), L.lease_token == token)
             .values(lease_token=None, lease_until=None)
         )  # fmt: skip
-
-    async def leave(self, outlet_id: str, token: str, usage: Usage) -> None:
-        """Give a lane back without having called: only its limits say when to come again."""
-        changed = await self._change(
-            update(Lane).where(L.outlet_id == outlet_id, L.lease_token == token)
-            .values(lease_token=None, lease_until=None)
-        )  # fmt: skip
-        if changed:
-            await self._use(outlet_id, usage)
-            await self.rearm([outlet_id])
 
     # ── start
     async def start(self, works: Sequence[tuple[Work, str, Action]]) -> frozenset[int]:
