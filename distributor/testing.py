@@ -539,6 +539,17 @@ class Outlet:
         return self.tools.folder
 
 
+_OF_SHELVES = frozenset({"test_same_shelf_twice_leaves_the_same_bytes", "test_what_is_gone_leaves_the_shelf"})
+_OF_ITEMS = frozenset(
+    {
+        "test_same_token_twice_leaves_one_item", "test_a_lost_answer_is_never_guessed",
+        "test_withdrawing_may_be_repeated", "test_withdrawing_works_without_a_receipt",
+        "test_check_tells_what_the_outlet_shows", "test_faults_while_withdrawing_become_contract_errors",
+        "test_faults_while_checking_become_contract_errors",
+    }
+)  # fmt: skip
+
+
 class ChannelContract:
     """The laws of every channel, as tests: subclass it, name your channel, and run pytest.
 
@@ -714,6 +725,30 @@ class ChannelContract:
         wanted = sorted(_canonical(_seen_part(one.payload.model_dump(mode="json"), self.unseen)) for one in expected)
         found = sorted(_canonical(_seen_part(one, self.unseen)) for one in await self.shown(outlet))
         assert found == wanted, why
+
+    @classmethod
+    def excludes(cls, law: str) -> bool:
+        """Whether the channel's traits exclude a law, so that a test run may leave it out from the start.
+
+        A law that is run all the same passes over what an instance's own traits exclude, by `pytest.skip`.
+        """
+        traits = cls.channel.traits
+        claimed = {
+            "test_correction_replaces_in_place": traits.corrects,
+            "test_withdrawing_may_be_repeated": traits.withdraws,
+            "test_withdrawing_works_without_a_receipt": traits.withdraws,
+            "test_check_tells_what_the_outlet_shows": traits.checks,
+            "test_same_token_twice_leaves_one_item": traits.idempotent,
+            "test_a_lost_answer_is_never_guessed": cls.calls_out,
+            "test_probe_of_a_dead_outlet_says_so": cls.calls_out and cls.channel.probe is not Channel.probe,
+            "test_faults_while_publishing_become_contract_errors": cls.calls_out,
+            "test_faults_while_withdrawing_become_contract_errors": cls.calls_out and traits.withdraws,
+            "test_faults_while_checking_become_contract_errors": cls.calls_out and traits.checks,
+            "test_answers_are_read_up_to_a_cap": cls.calls_out,
+        }
+        of_items = _OF_ITEMS if traits.shelf else frozenset()
+        of_shelves = frozenset() if traits.shelf else _OF_SHELVES
+        return law in of_items | of_shelves or not claimed.get(law, True)
 
     async def _require_shelf(self, outlet: Outlet) -> None:
         if not outlet.channel.traits.shelf:

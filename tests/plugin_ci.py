@@ -1,19 +1,30 @@
 """In continuous integration a skipped test is a failure: what could not run has proven nothing.
 
-Loaded by ``-p tests.plugin_ci`` (pyproject.toml). Outside (``CI`` unset) skips stay skips. One kind stays a skip
-there too: the shared channel contract passes over the laws that a channel's own traits exclude ("an item channel has no
-shelf"), which is a fact about the channel and not a tool that is missing here.
+Loaded by ``-p tests.plugin_ci`` (pyproject.toml). Outside (``CI`` unset) skips stay skips. Laws of the shared channel
+contract that a channel's traits exclude ("an item channel has no shelf") are left out when tests are collected.
 """
 
 import os
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
-CONTRACT = Path(__file__).resolve().parent.parent / "distributor" / "testing.py"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the laws that do not apply to a channel."""
+    excluded = [item for item in items if _is_excluded(item)]
+    if excluded:
+        config.hook.pytest_deselected(items=excluded)
+        items[:] = [item for item in items if item not in excluded]
+
+
+def _is_excluded(item: pytest.Item) -> bool:
+    contract, law = getattr(item, "cls", None), getattr(item, "originalname", None)
+    excludes = getattr(contract, "excludes", None)
+    return callable(excludes) and law is not None and bool(excludes(law))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -22,7 +33,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn the report of a skipped test into a failed one that keeps the reason."""
     report = yield
-    if IN_CI and report.skipped and not hasattr(report, "wasxfail") and not _by_the_contract(report):
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which continuous integration does not accept: {_why(call)}"
     return report
@@ -36,11 +47,6 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
         report.outcome = "failed"
         report.longrepr = f"{report.nodeid} was skipped while it was collected: {report.longrepr}"
     return report
-
-
-def _by_the_contract(report: pytest.TestReport) -> bool:
-    """Whether the contract's own code skipped it; a skipped test's report says where that was."""
-    return isinstance(report.longrepr, tuple) and Path(report.longrepr[0]).resolve() == CONTRACT
 
 
 def _why(call: pytest.CallInfo[Any]) -> str:
