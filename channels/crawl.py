@@ -10,7 +10,6 @@ import html
 import math
 import os
 import re
-import threading
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from distributor.channel import (
     Artefact,
     Channel,
     ChannelConfig,
+    DiskTurn,
     Finding,
     Importance,
     Level,
@@ -41,7 +41,6 @@ from distributor.channel import (
     Tools,
     Traits,
 )  # fmt: skip
-from distributor.errors import Unusable
 from distributor.text import clean, graphemes, name_of, one_line, removed, unencodable
 
 __all__ = ["Crawl", "CrawlConfig", "CrawlPayload"]
@@ -331,8 +330,7 @@ class Crawl(Channel[CrawlConfig, CrawlPayload]):
     def __init__(self, config: CrawlConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self.traits = replace(type(self).traits, shelf=config.max_items)
-        self._writing = threading.Lock()
-        self._newest = 0
+        self._disk = DiskTurn()
 
     def validate(self, story: StoryView) -> list[Finding]:
         return _compose(story, self.config).findings
@@ -371,21 +369,14 @@ class Crawl(Channel[CrawlConfig, CrawlPayload]):
 
     async def show(self, shelf: Shelf[CrawlPayload]) -> Receipt:
         data = self.playlist(shelf.items)
-        self._newest += 1
-        try:
-            await asyncio.to_thread(self._write, data, self._newest)
-        except Unusable as error:
-            raise Misconfigured(error.code, str(error)) from error
+        await self._disk.take(lambda: self._write(data))
         return Receipt(
             Proof.LIVE, Level.WRITTEN, at=shelf.now,
             evidence={"file": self.config.filename, "items": len(shelf.items), "bytes": len(data)},
         )  # fmt: skip
 
-    def _write(self, data: bytes, number: int) -> None:
-        """In a thread, which a cancelled call leaves running: it must not overwrite what a later call has written."""
-        with self._writing:
-            if number == self._newest:
-                self.tools.folder.write(self.config.filename, data)
+    def _write(self, data: bytes) -> None:
+        self.tools.folder.write(self.config.filename, data)
 
 
 _PREVIEW = """<!doctype html>

@@ -14,7 +14,6 @@ Time. A page stands for its characters at 4 a second, at least 3 s: under half o
 Simplified Chinese guide allows subtitles, for people who walk past and look up late.
 """
 
-import asyncio
 import hashlib
 import io
 import json
@@ -22,13 +21,12 @@ import math
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from functools import cache, cached_property, partial
 from pathlib import Path
-from threading import Event, Lock
 from typing import ClassVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -38,6 +36,7 @@ from distributor.channel import (
     Artefact,
     Channel,
     ChannelConfig,
+    DiskTurn,
     Finding,
     Importance,
     Level,
@@ -55,7 +54,6 @@ from distributor.channel import (
     Tools,
     Traits,
 )
-from distributor.errors import Unusable
 from distributor.text import balance_lines, break_lines, clean, graphemes, name_of, one_line
 
 __all__ = ["Colour", "Led", "LedConfig", "LedPage", "LedPayload"]
@@ -788,7 +786,7 @@ class Led(Channel[LedConfig, LedPayload]):
 
     def __init__(self, config: LedConfig, tools: Tools) -> None:
         super().__init__(config, tools)
-        self._writing = Lock()
+        self._disk = DiskTurn()
 
     async def probe(self) -> None:
         """See whether the folder can be written.
@@ -796,7 +794,7 @@ class Led(Channel[LedConfig, LedPayload]):
         Raises:
             Misconfigured: ``disk_refused``.
         """
-        await self._on_disk(self._require_writable)
+        await self._disk.take(self._require_writable)
 
     def validate(self, story: StoryView) -> list[Finding]:
         return list(self._plan(story).findings)
@@ -839,7 +837,7 @@ class Led(Channel[LedConfig, LedPayload]):
         Raises:
             Misconfigured: the disk refused; the old playlist still stands, with all its pages.
         """
-        await self._on_disk(partial(self._write, shelf))
+        await self._disk.take(partial(self._write, shelf))
         pages = sum(len(item.rendition.payload.pages) for item in shelf.items)
         return Receipt(
             Proof.LIVE, Level.WRITTEN, shelf.now,
@@ -887,25 +885,6 @@ class Led(Channel[LedConfig, LedPayload]):
         root.mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK | os.X_OK):
             raise Misconfigured("disk_refused", "the outlet's folder can't be written")
-
-    async def _on_disk(self, work: Callable[[], None]) -> None:
-        """Run ``work`` in a thread, one at a time; one whose call was cancelled before its turn does nothing."""
-        abandoned = Event()
-
-        def in_turn() -> None:
-            with self._writing:
-                if not abandoned.is_set():
-                    work()
-
-        try:
-            await asyncio.to_thread(in_turn)
-        except asyncio.CancelledError:
-            abandoned.set()
-            raise
-        except Unusable as error:
-            raise Misconfigured(error.code, str(error)) from error
-        except OSError as error:
-            raise Misconfigured("disk_refused", error.strerror or str(error)) from error
 
 
 SHEET_WIDTH_PX = 1000

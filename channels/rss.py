@@ -11,16 +11,14 @@ as nothing changed.
 Files in the outlet's public folder: the feed, and ``media/…`` with the pictures that its items show.
 """
 
-import asyncio
 import base64
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import escape
 from html.parser import HTMLParser
-from threading import Event, Lock
 from typing import Annotated, ClassVar
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -33,10 +31,10 @@ from distributor.channel import (
     Artefact,
     Channel,
     ChannelConfig,
+    DiskTurn,
     Finding,
     Level,
     Media,
-    Misconfigured,
     Payload,
     Proof,
     Receipt,
@@ -49,7 +47,6 @@ from distributor.channel import (
     Tools,
     Traits,
 )  # fmt: skip
-from distributor.errors import Unusable
 from distributor.text import from_html, one_line
 
 __all__ = ["FeedItem", "Rss", "RssConfig"]
@@ -220,7 +217,7 @@ class Rss(Channel[RssConfig, FeedItem]):
 
     def __init__(self, config: RssConfig, tools: Tools) -> None:
         super().__init__(config, tools)
-        self._writing = Lock()
+        self._disk = DiskTurn()
 
     @property
     def _base_url(self) -> str:
@@ -233,7 +230,7 @@ class Rss(Channel[RssConfig, FeedItem]):
 
     async def probe(self) -> None:
         """See whether the folder can be written."""
-        await self._on_disk(self._try_folder)
+        await self._disk.take(self._try_folder)
 
     def _try_folder(self) -> None:
         self.tools.folder.write("probe.tmp", b"")
@@ -299,7 +296,7 @@ class Rss(Channel[RssConfig, FeedItem]):
         Raises:
             Misconfigured: the disk refused; whatever was written is whole.
         """
-        await self._on_disk(partial(self._write, shelf))
+        await self._disk.take(partial(self._write, shelf))
         keys = [item.key for item in (*shelf.items, *shelf.changed)]
         return Receipt(
             Proof.LIVE, Level.WRITTEN, shelf.now,
@@ -307,25 +304,6 @@ class Rss(Channel[RssConfig, FeedItem]):
             urls=dict.fromkeys(keys, self.config.feed_url),
             evidence={"items": len(shelf.items), "file": self._file},
         )  # fmt: skip
-
-    async def _on_disk(self, work: Callable[[], None]) -> None:
-        """Run ``work`` in a thread, one at a time: one left over from a cancelled call must not overtake the next."""
-        cancelled = Event()
-
-        def in_turn() -> None:
-            with self._writing:
-                if not cancelled.is_set():
-                    work()
-
-        try:
-            await asyncio.to_thread(in_turn)
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-        except Unusable as error:
-            raise Misconfigured(error.code, str(error)) from error
-        except OSError as error:
-            raise Misconfigured("disk_refused", error.strerror or str(error)) from error
 
     def _write(self, shelf: Shelf[FeedItem]) -> None:
         folder = self.tools.folder

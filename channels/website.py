@@ -16,17 +16,15 @@ Page tags: 《政府网站发展指引》国办发〔2017〕47号，附件“网
 ``YYYY-MM-DD HH:MM`` in the district's time.
 """
 
-import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from html import escape
 from html.parser import HTMLParser
-from threading import Event, Lock
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -39,12 +37,12 @@ from distributor.channel import (
     Artefact,
     Channel,
     ChannelConfig,
+    DiskTurn,
     Finding,
     GoneReason,
     Importance,
     Level,
     Media,
-    Misconfigured,
     Payload,
     Proof,
     Receipt,
@@ -58,7 +56,6 @@ from distributor.channel import (
     Tools,
     Traits,
 )  # fmt: skip
-from distributor.errors import Unusable
 from distributor.text import from_html, one_line
 
 __all__ = ["Article", "SiteColumn", "Website", "WebsiteConfig", "fill", "unfill"]
@@ -295,7 +292,7 @@ class Website(Channel[WebsiteConfig, Article]):
     def __init__(self, config: WebsiteConfig, tools: Tools) -> None:
         super().__init__(config, tools)
         self._columns = {column.slug: column for column in config.columns}
-        self._writing = Lock()
+        self._disk = DiskTurn()
 
     @property
     def adapter(self) -> str:
@@ -348,7 +345,7 @@ class Website(Channel[WebsiteConfig, Article]):
 
     async def probe(self) -> None:
         """See whether templates can be read and the folder can be written."""
-        await self._on_disk(self._try_folder)
+        await self._disk.take(self._try_folder)
 
     def _try_folder(self) -> None:
         self._render("gone.html", "", words="", advice="", hidden=True)
@@ -446,7 +443,7 @@ class Website(Channel[WebsiteConfig, Article]):
         Raises:
             Misconfigured: the disk refused, or templates are missing; whatever was written is whole.
         """
-        await self._on_disk(partial(self._write, shelf))
+        await self._disk.take(partial(self._write, shelf))
         urls = {one.key: one.rendition.payload.permalink for one in (*shelf.items, *shelf.changed)}
         urls |= {one.key: one.rendition.payload.permalink for one in shelf.gone}  # they answer 410 there
         return Receipt(
@@ -458,25 +455,6 @@ class Website(Channel[WebsiteConfig, Article]):
                 "removed": [one.rendition.payload.path for one in shelf.gone],
             },
         )  # fmt: skip
-
-    async def _on_disk(self, work: Callable[[], None]) -> None:
-        """Run ``work`` in a thread, one at a time: one left over from a cancelled call must not overtake the next."""
-        cancelled = Event()
-
-        def in_turn() -> None:
-            with self._writing:
-                if not cancelled.is_set():
-                    work()
-
-        try:
-            await asyncio.to_thread(in_turn)
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-        except Unusable as error:
-            raise Misconfigured(error.code, str(error)) from error
-        except OSError as error:
-            raise Misconfigured("disk_refused", error.strerror or str(error)) from error
 
     def _write(self, shelf: Shelf[Article]) -> None:
         folder = self.tools.folder

@@ -9,6 +9,7 @@ Every channel, built in or a stranger's, obeys the laws of `distributor.testing.
 All times are aware UTC. All limits are in the outlet's own unit (characters, bytes, pixels).
 """
 
+import asyncio
 import hashlib
 import json
 from abc import ABC
@@ -17,18 +18,20 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
+from distributor.errors import Unusable
 from distributor.files import Folder
 
 if TYPE_CHECKING:
     import aiohttp
 
 __all__ = [
-    "Artefact", "Channel", "ChannelConfig", "ChannelError", "Finding", "Gone", "GoneReason", "Importance",
+    "Artefact", "Channel", "ChannelConfig", "ChannelError", "DiskTurn", "Finding", "Gone", "GoneReason", "Importance",
     "InDoubt", "Inbound", "Level", "Media", "Misconfigured", "NotImplementedByChannel", "Payload", "Permanent",
     "Proof", "Receipt", "Rendition", "RenditionFile", "Retryable", "Severity", "Shelf", "ShelfItem",
     "StoryKind", "StoryView", "Task", "Tools", "Traits", "Verdict", "profile_hash",
@@ -392,6 +395,40 @@ class Tools:
     asset: Callable[[str], Path]  # "fonts/…" -> a file of the product's assets
     timezone: ZoneInfo  # the district's, for text that people read
     http: "aiohttp.ClientSession"  # shared; every call goes through distributor.http.call
+
+
+class DiskTurn:
+    """Blocking work on an outlet's folder, in a thread and one call after the other.
+
+    A cancelled call leaves its thread running: whatever has not had its turn by then does nothing, so that it can't
+    overtake the call that follows.
+    """
+
+    def __init__(self) -> None:
+        self._turn = Lock()
+
+    async def take(self, work: Callable[[], None]) -> None:
+        """Run ``work`` when its turn comes.
+
+        Raises:
+            Misconfigured: the disk refused (full, read-only, broken).
+        """
+        abandoned = Event()
+
+        def in_turn() -> None:
+            with self._turn:
+                if not abandoned.is_set():
+                    work()
+
+        try:
+            await asyncio.to_thread(in_turn)
+        except asyncio.CancelledError:
+            abandoned.set()
+            raise
+        except Unusable as error:
+            raise Misconfigured(error.code, str(error)) from error
+        except OSError as error:
+            raise Misconfigured("disk_refused", error.strerror or str(error)) from error
 
 
 class Channel(ABC, Generic[C, P]):
