@@ -907,8 +907,7 @@ class Writing(Reading):
         for settled in ended:
             if settled.probe_at is not None:
                 await self._pause(settled)
-            if settled.usage is not None:
-                await self._use(settled.work.outlet_id, settled.usage)
+        await self._use({one.work.outlet_id: one.usage for one in ended if one.usage is not None})
         for token, outlets in freed.items():
             await self._unlease(outlets, token)
         await self.rearm(touched.union(*freed.values(), (change.row.outlet_id for change in changes)))
@@ -1035,12 +1034,15 @@ class Writing(Reading):
                     probe_at=settled.probe_at)
         )  # fmt: skip
 
-    async def _use(self, outlet_id: str, usage: Usage) -> None:
-        await self._change(
-            update(Lane).where(L.outlet_id == outlet_id)
-            .values(failures=usage.failures, used_on=usage.used_on, used=usage.used, hold_until=usage.hold_until,
-                    hold_code=usage.hold_code, quiet_until=usage.quiet_until)
-        )  # fmt: skip
+    async def _use(self, usages: Mapping[str, Usage]) -> None:
+        """Write what the lanes' limits say from now on."""
+        if not usages:
+            return
+        table = Lane.__table__  # type: ignore[attr-defined]
+        rows = [{"b_id": outlet_id, **vars(usage)} for outlet_id, usage in usages.items()]
+        values: Any = {name: bindparam(name) for name in rows[0] if name != "b_id"}
+        statement = update(table).where(table.c.outlet_id == bindparam("b_id")).values(values)
+        await (await self._session.connection()).execute(statement, rows)
 
     async def _keep(self, receipts: Sequence[tuple["_Present | Delivery", Receipt]]) -> None:
         """Keep receipts as they came; of a shelf's, each row has the address of its own item."""
