@@ -57,6 +57,6 @@ $(BASE): | .venv/bin/python
 	@touch $@
 
 $(DEV): | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,cluster]'
 	@rm -f .venv/.ready-*
 	@touch $(BASE) $@

@@ -245,6 +245,8 @@ def test_each_dependency_has_its_line_and_no_line_is_left_over() -> None:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     groups = {
         "## The product needs": project["dependencies"],
+        "## Many hosts need (extra `cluster`)": project["optional-dependencies"]["cluster"],
+        "## Benchmarks need (extra `bench`)": project["optional-dependencies"]["bench"],
         "## Development needs": project["optional-dependencies"]["dev"],
     }
     for heading, requirements in groups.items():
