@@ -36,8 +36,9 @@ from distributor.backup import back_up
 from distributor.backup import restore as bring_back
 from distributor.channel import Finding, Severity
 from distributor.counting import monday_of
+from distributor.database import PostgreSQL, SQLiteFile, database_at
 from distributor.desk import Adapted, Planned, Skipped
-from distributor.engine import Embedded
+from distributor.engine import Cluster, Embedded, Engine
 from distributor.errors import DistributorError, Refused, Unusable
 from distributor.files import Folder
 from distributor.messages import assets_root, catalogue, explain, explain_finding, reason, word
@@ -275,9 +276,9 @@ def _skipped_lines(skipped: Iterable[Skipped]) -> list[str]:
     return lines
 
 
-def _not_served(core: Distributor, consequence: str) -> list[str]:
+def _not_served(dispatchers: Sequence[str], consequence: str) -> list[str]:
     """A clear line where nobody carries out what was decided."""
-    if core.store.dispatcher_pid() is not None:
+    if dispatchers:
         return []
     return [f"发布服务未运行：{consequence}。请启动 distributor serve。"]
 
@@ -315,38 +316,101 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """运行发布服务：按时发布、撤稿、查回执，并提供公开页面。Ctrl-C 停止。"""
+    _run(ctx, _Parts.BOTH, host, port, as_json=as_json)
+
+
+@app.command("web")
+def serve_pages(
+    ctx: typer.Context,
+    host: Annotated[str | None, typer.Option(help="监听地址；不写则用设置。")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="监听端口；不写则用设置。")] = None,
+    as_json: Json = False,
+) -> None:
+    """只提供页面和平台回推的入口，不发布；发布由 distributor worker 完成。"""
+    _run(ctx, _Parts.WEB, host, port, as_json=as_json)
+
+
+@app.command("worker")
+def work(ctx: typer.Context, as_json: Json = False) -> None:
+    """只发布，不提供页面；数据库是 PostgreSQL 时，可在多台机器上同时运行。"""
+    _run(ctx, _Parts.WORKER, None, None, as_json=as_json)
+
+
+class _Parts(StrEnum):
+    """What one process runs."""
+
+    BOTH = "both"
+    WEB = "web"
+    WORKER = "worker"
+
+
+def _run(ctx: typer.Context, parts: _Parts, host: str | None, port: int | None, *, as_json: bool) -> None:
     settings, district = _installation(ctx.obj)
     logs.configure(settings.log_format, level=logging.INFO)
     at = (host or settings.host, settings.port if port is None else port)
-    asyncio.run(_serve(settings, district, at, as_json=as_json))
+    asyncio.run(_serve(settings, district, parts, at, as_json=as_json))
 
 
-async def _serve(settings: Settings, district: District, at: tuple[str, int], *, as_json: bool) -> None:
+async def _serve(settings: Settings, district: District, parts: _Parts, at: tuple[str, int], *, as_json: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stop.set)
     async with open_distributor(settings, district) as core:
-        if (pid := core.store.dispatcher_pid()) is not None:  # before the port is tried: it is the better reason
-            raise Unusable("dispatcher_running", path=str(core.store.path), pid=pid)
-        engine = Embedded(
-            core.store, core.dispatcher, core.clock, scheduler.Calendar(settings.zone), core.settings.retention
-        )
-        working = asyncio.create_task(engine.run(), name="dispatcher")
+        engine = _engine(core) if parts is not _Parts.WEB else None
+        working = asyncio.create_task(engine.run(), name="dispatcher") if engine else None
         runner = web.AppRunner(make_app(core, worker=working), access_log=None, shutdown_timeout=5)
         asked = asyncio.create_task(stop.wait(), name="stop")
         try:
-            address = await _listen(runner, *at)
+            address = await _listen(runner, *at) if parts is not _Parts.WORKER else ""
             _say(_served(core, address), as_json=as_json, zone=settings.zone)
             sys.stdout.flush()
-            await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({each for each in (working, asked) if each}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             asked.cancel()
-            await engine.stop()  # claims nothing more and lets what is under way settle
+            if engine is not None:
+                await engine.stop()  # claims nothing more and lets what is under way settle
             await runner.cleanup()
-            ended, _ = await asyncio.wait({working}, timeout=1)
-        if ended and not working.cancelled():
+            ended = working is not None and bool((await asyncio.wait({working}, timeout=1))[0])
+        if working is not None and ended and not working.cancelled():
             working.result()
+
+
+def _engine(core: Distributor) -> Engine:
+    """The engine that the database asks for.
+
+    Raises:
+        Unusable: ``dispatcher_running``: somebody dispatches on this file already.
+    """
+    calendar = scheduler.Calendar(core.settings.zone)
+    given = (core.store, core.dispatcher, core.clock, calendar, core.settings.retention)
+    if isinstance(core.store.database, PostgreSQL):
+        return Cluster(*given)
+    pid = core.store.database.dispatcher_pid() if isinstance(core.store.database, SQLiteFile) else None
+    if pid is not None:  # said before the port is tried: it is the better reason
+        raise Unusable("dispatcher_running", path=core.store.database.place, pid=pid)
+    return Embedded(*given)
+
+
+@app.command()
+def migrate(ctx: typer.Context, as_json: Json = False) -> None:
+    """把 PostgreSQL 的表升级到本版本；升级前请先停下所有 web 和 worker。SQLite 会自动升级。"""
+    settings = load_settings(ctx.obj.config)
+    logs.configure(settings.log_format)
+    _say(asyncio.run(_migrated(settings)), as_json=as_json, zone=settings.zone)
+
+
+async def _migrated(settings: Settings) -> Answer:
+    database = database_at(settings.database_url)
+    try:
+        if isinstance(database, SQLiteFile):
+            await database.prepare()
+            return Answer({"database": database.place}, [f"{database.place}：已是本版本的结构。"])
+        before, after = await database.migrate()
+        said = "已是本版本的结构" if before == after else f"结构已从 {before} 升级到 {after}"
+        return Answer({"database": database.place, "before": before, "after": after}, [f"{database.place}：{said}。"])
+    finally:
+        await database.close()
 
 
 async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
@@ -363,10 +427,10 @@ def _served(core: Distributor, address: str) -> Answer:
     settings = core.settings
     data = {"listening": address, "public_url": settings.public_url, "site_url": settings.site_url,
             "outlets": len(core.outlets), "ready": f"{address}/readyz"}  # fmt: skip
+    reached = [f"  网站 {settings.site_url}", f"  就绪检查 {address}/readyz    停止：Ctrl-C"] if address else []
     lines = [
-        f"发布服务已启动：{len(core.outlets)} 个终端，监听 {address}",
-        f"  网站 {settings.site_url}",
-        f"  就绪检查 {address}/readyz    停止：Ctrl-C",
+        f"发布服务已启动：{len(core.outlets)} 个终端" + (f"，监听 {address}" if address else ""),
+        *reached,
         *(f"  提醒：{line}" for line in _trouble_lines(core.outlets)),
     ]
     return Answer(data, lines)
@@ -398,7 +462,7 @@ class _Checked:
     district: str = ""
     outlets: tuple[OutletRecord, ...] = ()
     lanes: Mapping[str, Lane] | None = None
-    dispatcher: int | None = None
+    dispatchers: tuple[str, ...] = ()
     hold: Hold | None = None
 
     def answer(self) -> Answer:
@@ -426,7 +490,7 @@ class _Checked:
                 {"kind": each.kind, "owner": each.owner, "status": each.status, "why": [_why(one) for one in each.why]}
                 for each in self.channels
             ],
-            "outlets": outlets, "dispatcher": self.dispatcher, "hold": self.hold,
+            "outlets": outlets, "dispatchers": self.dispatchers, "hold": self.hold,
         }  # fmt: skip
 
     def _lines(self) -> list[RenderableType]:
@@ -454,7 +518,9 @@ class _Checked:
             lines.append(_table(("终端", "名称", "单位", "渠道", "状态", "通道"), rows))
         else:
             lines.append("还没有终端……下一步：在区县文件里写 [[outlets]]")
-        running = f"发布服务正在运行（进程 {self.dispatcher}）。" if self.dispatcher is not None else "发布服务未运行。"
+        running = (
+            f"发布服务正在运行（进程 {'、'.join(self.dispatchers)}）。" if self.dispatchers else "发布服务未运行。"
+        )
         lines += ["", running, *_hold_lines(self.hold, self.settings.zone)]
         paused = [lane for lane in (self.lanes or {}).values() if lane.paused_at]
         troubles = [*_trouble_lines(self.outlets), *_paused_lines(paused, self.settings.zone)]
@@ -473,7 +539,7 @@ async def _look(checked: _Checked, district: District, *, probe: bool) -> _Check
             lanes, hold = await tx.lanes(), await tx.standing_hold()
         return _Checked(
             settings=checked.settings, channels=checked.channels, troubles=checked.troubles, district=district.name,
-            outlets=tuple(core.outlets), lanes=lanes, dispatcher=core.store.dispatcher_pid(), hold=hold,
+            outlets=tuple(core.outlets), lanes=lanes, dispatchers=await core.store.database.dispatchers(), hold=hold,
         )  # fmt: skip
 
 
@@ -813,7 +879,7 @@ def vote(
             lines = [f"{story_id} 已由{word('stage', stage)}退回：{back}"]
             if taken is not None:
                 lines.append(f"稿件已在外，全部撤回：{taken.recalling} 个在撤下，{taken.cancelled} 个没有发出。")
-                lines += _not_served(core, "撤稿已记录，尚未执行")
+                lines += _not_served(await core.store.database.dispatchers(), "撤稿已记录，尚未执行")
             return Answer({"story": story_id, "state": "returned", "withdrawn": taken}, lines)
         state = await core.desk.vote(person, story_id, stage, revision=revision, opinion=opinion)
         lines = [f"{story_id} {word('stage', stage)}已签，现在：{word('state.revision', state)}"]
@@ -883,21 +949,21 @@ def publish(
         go_at, end = (_moment(said, core) if said else None for said in (at, until))
         planned = await core.desk.plan(person, story_id, to, go_at=go_at, until=end, rehearsal=rehearsal)
         when = f"{_time(go_at, core.settings.zone)} 发布" if go_at else "立即发布"
-        return _planned(core, planned, f"{when}{'（演练，不计数）' if rehearsal else ''}")
+        return await _planned(core, planned, f"{when}{'（演练，不计数）' if rehearsal else ''}")
 
     _do(ctx, as_json, work)
 
 
-def _planned(core: Distributor, planned: Planned, what: str) -> Answer:
+async def _planned(core: Distributor, planned: Planned, what: str) -> Answer:
     lines = [
         f"发布单 {planned.publication_id}：{what}，{len(planned.outlets)} 个终端：{'、'.join(planned.outlets) or '无'}"
     ]
     if planned.skipped:
         lines += ["没有排进去的：", *(f"  {line}" for line in _skipped_lines(planned.skipped))]
-    pid = core.store.dispatcher_pid()
+    serving = await core.store.database.dispatchers()
     data = {"publication": planned.publication_id, "outlets": planned.outlets, "skipped": planned.skipped,
-            "dispatcher": pid}  # fmt: skip
-    return Answer(data, [*lines, *_not_served(core, "排期已记录，尚未发出")])
+            "dispatchers": serving}  # fmt: skip
+    return Answer(data, [*lines, *_not_served(serving, "排期已记录，尚未发出")])
 
 
 @app.command()
@@ -923,7 +989,7 @@ def correct(ctx: typer.Context, story_id: StoryId, as_json: Json = False) -> Non
     person = ctx.obj.who()
 
     async def work(core: Distributor) -> Answer:
-        return _planned(core, await core.desk.correct(person, story_id), "更正")
+        return await _planned(core, await core.desk.correct(person, story_id), "更正")
 
     _do(ctx, as_json, work)
 
@@ -938,13 +1004,13 @@ def withdraw(
 
     async def work(core: Distributor) -> Answer:
         done = await core.desk.withdraw(person, story_id, why)
+        serving = await core.store.database.dispatchers()
         lines = [
             f"{story_id} 已撤稿：{done.recalling} 个终端在撤下，{done.cancelled} 个没有发出。",
             f"进度：distributor board {story_id}",
-            *_not_served(core, "撤稿已记录，尚未执行"),
+            *_not_served(serving, "撤稿已记录，尚未执行"),
         ]
-        pid = core.store.dispatcher_pid()
-        data = {"story": story_id, "recalling": done.recalling, "cancelled": done.cancelled, "dispatcher": pid}
+        data = {"story": story_id, "recalling": done.recalling, "cancelled": done.cancelled, "dispatchers": serving}
         return Answer(data, lines)
 
     _do(ctx, as_json, work)
@@ -1024,7 +1090,7 @@ def resolve(
         row = await core.desk.resolve(person, delivery, DeliveryState(state), note=note, url=url)
         lines = [f"投放 {delivery}（{row.outlet_id}）：{word('state.delivery', row.state)}"]
         if state in (Seen.QUEUED, Seen.RECALLING):
-            lines += _not_served(core, "已记录，尚未执行")
+            lines += _not_served(await core.store.database.dispatchers(), "已记录，尚未执行")
         return Answer(row, lines)
 
     _do(ctx, as_json, work)
@@ -1037,7 +1103,10 @@ def reopen(ctx: typer.Context, outlet: Annotated[str, typer.Argument(metavar="OU
 
     async def work(core: Distributor) -> Answer:
         await core.desk.reopen(person, outlet)
-        return Answer({"outlet": outlet}, [f"终端 {outlet} 已恢复。", *_not_served(core, "恢复已记录")])
+        return Answer(
+            {"outlet": outlet},
+            [f"终端 {outlet} 已恢复。", *_not_served(await core.store.database.dispatchers(), "恢复已记录")],
+        )
 
     _do(ctx, as_json, work)
 
@@ -1066,17 +1135,12 @@ def board(
         shown = await _board_of(core, chosen, states=states)
         zone = core.settings.zone
         above = [*_hold_lines(held, zone), *(f"终端 {line}" for line in (*_paused_lines(paused, zone), *slowed))]
-        data = {
-            "hold": held,
-            "paused": paused,
-            "held_back": slowed,
-            "deliveries": shown.rows,
-            "dispatcher": core.store.dispatcher_pid(),
-        }
+        serving = await core.store.database.dispatchers()
+        data = {"hold": held, "paused": paused, "held_back": slowed, "deliveries": shown.rows, "dispatchers": serving}
         if not shown.rows:
             empty = "没有符合条件的投放。" if states else "还没有投放……下一步：distributor publish 稿件 --to 终端或分组"
             return Answer(data, [*above, empty])
-        return Answer(data, [*above, *shown.lines, *_not_served(core, "到时间的不会发出")])
+        return Answer(data, [*above, *shown.lines, *_not_served(serving, "到时间的不会发出")])
 
     _do(ctx, as_json, work)
 

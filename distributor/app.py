@@ -5,17 +5,19 @@ import hmac
 import importlib.metadata
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from distributor import http
 from distributor.clock import Clock, SystemClock
+from distributor.database import SQLiteFile, database_at
 from distributor.desk import Desk
 from distributor.dispatch import Dispatcher, Policy
-from distributor.errors import Unusable
+from distributor.errors import Refused, Unusable
 from distributor.files import Blobs
 from distributor.hours import parse
 from distributor.intake import Draft
@@ -31,7 +33,7 @@ from distributor.model import (
 )  # fmt: skip
 from distributor.outlets import Limits, OutletConfig, OutletRecord, Outlets, check_owners
 from distributor.settings import District, LimitsEntry, Settings
-from distributor.store import Store, Writing
+from distributor.store import Reading, Store
 from distributor.tally import Tally
 
 __all__ = ["Distributor", "Draft", "database_file", "open_distributor"]
@@ -83,7 +85,7 @@ async def open_distributor(
     public, blobs = settings.data_dir / "public", Blobs(settings.data_dir / "blobs")
     session = http.session(http.OutboundPolicy(settings.outbound_allow))
     try:
-        store = await Store.open(database_file(settings), time, timezone)
+        store = await Store.open(database_at(settings.database_url), time, timezone)
         try:
             configs = [
                 OutletConfig(
@@ -93,8 +95,7 @@ async def open_distributor(
                 for entry in district.outlets
             ]  # fmt: skip
             outlets = Outlets.open(configs, public=public, session=session, timezone=timezone)
-            async with store.write() as tx:
-                await _sync(tx, district, outlets)
+            await _sync(store, district, outlets)
             chosen = policy or Policy(concurrency=settings.concurrency, lease_margin=settings.lease_margin)
             yield Distributor(
                 settings=settings, district=district, clock=time, store=store, outlets=outlets, blobs=blobs,
@@ -119,53 +120,75 @@ def database_file(settings: Settings) -> Path:
     """The SQLite file that the settings name.
 
     Raises:
-        Unusable: ``database_not_sqlite``: this version keeps a district in one SQLite file.
+        Refused: ``not_one_file``: the data is on a database server, which has tools of its own for this.
     """
-    scheme, _, path = settings.database_url.partition(":///")
-    if not scheme.startswith("sqlite") or not path:
-        raise Unusable("database_not_sqlite", scheme=scheme.partition("://")[0])
-    return Path(path)
+    database = database_at(settings.database_url)
+    if not isinstance(database, SQLiteFile):
+        raise Refused("not_one_file", path=database.place)
+    return database.path
 
 
-async def _sync(tx: Writing, district: District, outlets: Outlets) -> None:
-    """Bring the district file's facts into the database; what left the file is switched off, never deleted."""
-    for unit in sorted(district.units, key=lambda entry: entry.successor is not None):
-        await tx.put(Unit(code=unit.code, name=unit.name, kind=UnitKind(unit.kind), valid_from=unit.valid_from,
-                          valid_to=unit.valid_to, successor=unit.successor))  # fmt: skip
-    for column in district.columns:
-        await tx.put(NewsColumn(slug=column.slug, name=column.name, description=column.description))
-    for person in district.people:
-        stages = [str(stage) for stage in person.stages]
-        await tx.put(Person(id=person.id, name=person.name, unit=person.unit, stages=stages))
-    lanes = await tx.lanes()
-    for entry in district.outlets:
-        record: OutletRecord = outlets.get(entry.id)
-        outlet = Outlet(
-            id=entry.id, unit=entry.unit, channel=entry.channel, title=entry.title, counts=entry.counts,
-            enabled=entry.enabled, profile_hash=record.profile_hash, level=NewsLevel(entry.level),
-        )  # fmt: skip
-        await tx.put(outlet)
-        batch = record.traits.batch_max if record.traits.shelf else 1
-        if entry.id not in lanes:
-            await tx.add(Lane(outlet_id=entry.id, batch_max=batch))
-        elif lanes[entry.id].batch_max != batch:
-            await tx.amend(lanes[entry.id], batch_max=batch)
-    for group in district.groups:
-        await tx.put(OutletGroup(id=group.id, title=group.title, members=list(district.members(group.id))))
-    named = {
-        Person: {person.id for person in district.people},
-        Outlet: {outlet.id for outlet in district.outlets},
-        OutletGroup: {group.id for group in district.groups},
+async def _sync(store: Store, district: District, outlets: Outlets) -> None:
+    """Bring the district file's facts into the database; what left the file is switched off, never deleted.
+
+    Where nothing differs nothing is written: many processes open one installation.
+    """
+    async with store.read() as tx:
+        if not await _differences(tx, district, outlets):
+            return
+    async with store.write() as tx:
+        await tx.hold_lanes(entry.id for entry in district.outlets)
+        for rows in await _differences(tx, district, outlets):
+            await tx.put_all(rows)
+
+
+async def _differences(tx: Reading, district: District, outlets: Outlets) -> list[Sequence[Any]]:
+    """The rows to write, by table, in the order in which they point at each other."""
+    units = [
+        Unit(code=unit.code, name=unit.name, kind=UnitKind(unit.kind), valid_from=unit.valid_from,
+             valid_to=unit.valid_to, successor=unit.successor)
+        for unit in sorted(district.units, key=lambda entry: entry.successor is not None)
+    ]  # fmt: skip
+    columns = [NewsColumn(slug=each.slug, name=each.name, description=each.description) for each in district.columns]
+    people = {
+        each.id: Person(id=each.id, name=each.name, unit=each.unit, stages=[str(stage) for stage in each.stages])
+        for each in district.people
     }
-    for person_row in await tx.people():
-        if person_row.id not in named[Person] and person_row.active:
-            await tx.amend(person_row, active=False)
-    for outlet_row in await tx.outlets():
-        if outlet_row.id not in named[Outlet] and outlet_row.enabled:
-            await tx.amend(outlet_row, enabled=False)
-    for group_row in await tx.groups():
-        if group_row.id not in named[OutletGroup]:
-            await tx.amend(group_row, members=[])
+    records = {entry.id: outlets.get(entry.id) for entry in district.outlets}
+    known = {
+        entry.id: Outlet(
+            id=entry.id, unit=entry.unit, channel=entry.channel, title=entry.title, counts=entry.counts,
+            enabled=entry.enabled, profile_hash=records[entry.id].profile_hash, level=NewsLevel(entry.level),
+        )
+        for entry in district.outlets
+    }  # fmt: skip
+    groups = {
+        group.id: OutletGroup(id=group.id, title=group.title, members=list(district.members(group.id)))
+        for group in district.groups
+    }
+    for person in await tx.people():
+        people.setdefault(person.id, person.model_copy(update={"active": False}))
+    for outlet in await tx.outlets():
+        known.setdefault(outlet.id, outlet.model_copy(update={"enabled": False}))
+    for group in await tx.groups():
+        groups.setdefault(group.id, group.model_copy(update={"members": []}))
+    lanes = await tx.lanes()
+    wanted: list[Sequence[Any]] = [
+        units, columns, list(people.values()), list(known.values()),
+        [_lane(lanes.get(entry.id), records[entry.id]) for entry in district.outlets], list(groups.values()),
+    ]  # fmt: skip
+    found = [await tx.differing(rows) for rows in wanted]
+    return [rows for rows in found if rows]
+
+
+def _lane(lane: Lane | None, record: OutletRecord) -> Lane:
+    """An outlet's lane as it should be; what the machine keeps there stays."""
+    batch = record.traits.batch_max if record.traits.shelf else 1
+    if lane is None:
+        return Lane(outlet_id=record.id, batch_max=batch)
+    if lane.paused_at is not None and lane.probe_at is None:  # it had left the district and is back
+        return lane.model_copy(update={"batch_max": batch, "probe_at": lane.paused_at})
+    return lane if lane.batch_max == batch else lane.model_copy(update={"batch_max": batch})
 
 
 def _inbound_key(data_dir: Path) -> bytes:

@@ -500,6 +500,7 @@ class Desk:
             end = until or revision.expires_at
             _check_times(tx.now, start, end)
             wanted = await self._expand(tx, targets)
+            await tx.hold_lanes(wanted)
             earlier = await _newest(tx, story_id, story.episode)
             chosen, skipped = await self._choose(tx, planner, wanted, revision, earlier)
             if not chosen:
@@ -642,6 +643,7 @@ class Desk:
                 raise Stale("story_retracted", story=story_id)
             revision = await _approved_revision(tx, story_id)
             assert revision.id is not None
+            await tx.hold_story(story_id)
             earlier = {
                 outlet: row for outlet, row in (await _newest(tx, story_id, story.episode)).items()
                 if row.state not in FINAL | NOT_ON | {DeliveryState.RECALLING} and row.revision_id != revision.id
@@ -739,9 +741,7 @@ class Desk:
             if publication.state is PublicationState.STANDING:
                 await tx.move(publication, PublicationState.WITHDRAWN, person=person, action="retract",
                               withdrawn_at=tx.now, withdrawn_why=why)  # fmt: skip
-        rows = await tx.deliveries(story_id=story.id)
-        started = await tx.open_attempts([row.id for row in rows if row.id is not None])
-        cancelled, recalling = await tx.recall(rows, started=started, leased=await tx.leased_outlets())
+        cancelled, recalling = await tx.recall(story.id)
         await tx.audit_line(
             person, "withdraw", f"story:{story.id}", why=why, cancelled=cancelled, recalling=recalling,
             signed_by=list(signed_by),
@@ -901,9 +901,9 @@ async def _story(tx: Reading, story_id: str) -> Story:
     return found
 
 
-async def _delivery(tx: Reading, person: str, delivery_id: int) -> Delivery:
+async def _delivery(tx: Writing, person: str, delivery_id: int) -> Delivery:
     actor = await _person(tx, person)
-    found = await tx.get(Delivery, delivery_id)
+    found = await tx.hold_delivery(delivery_id)
     if found is None:
         raise Refused("unknown_delivery", delivery=delivery_id)
     outlet = await tx.get(Outlet, found.outlet_id)

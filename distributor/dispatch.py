@@ -38,7 +38,7 @@ from distributor.clock import Clock
 from distributor.errors import Unusable
 from distributor.files import Blobs
 from distributor.hours import end_of_quiet, is_inside
-from distributor.model import Action, DeliveryState, Lane, Reason
+from distributor.model import Action, DeliveryState, Reason
 from distributor.model import Rendition as RenditionRow
 from distributor.outlets import Limits, OutletRecord, Outlets, OutletStatus
 from distributor.store import Claimed, Hit, OnShelf, Quiet, Settled, Store, Usage, Work, thaw
@@ -57,6 +57,7 @@ class Policy:
     first_delay: timedelta = timedelta(seconds=5)
     longest_delay: timedelta = timedelta(minutes=30)
     probe_every: timedelta = timedelta(minutes=1)
+    look_again: timedelta = timedelta(seconds=1)  # after what is due, and yet not to be had
     breaker_after: int = 5  # calls of one outlet that fail one after the other before it is left alone for a while
     breaker_first: timedelta = timedelta(seconds=30)
     breaker_longest: timedelta = timedelta(minutes=10)
@@ -371,6 +372,9 @@ def _one_per_key(due: Sequence[tuple[Work, Action]]) -> list[tuple[Work, Action]
 _Start = tuple[Work, str, Action]  # what is about to begin: the row, its lease token, the action
 
 
+WRONG_SCHEMA = frozenset({"schema_missing", "schema_old", "database_newer"})  # another version's: never work on it
+
+
 # ── carrying it out ─────────────────────────────────────────────────────────────────────────────────────────
 class Dispatcher:
     """Works off what is due. One per process; `drain` for tests and the demo, `run` for a server."""
@@ -388,7 +392,7 @@ class Dispatcher:
         self._made: OrderedDict[int, Rendition[Any]] = OrderedDict()
         self._nudged = asyncio.Event()
         self._stopping = False
-        self._busy: set[asyncio.Task[None]] = set()
+        self._busy: dict[asyncio.Task[None], str] = {}  # each with its outlet
         self._waiting: list[tuple[Settled | _Start, asyncio.Future[Any]]] = []
         self._turn = asyncio.Lock()
         longest = max((record.traits.deadline for record in outlets), default=timedelta(seconds=30))
@@ -411,9 +415,15 @@ class Dispatcher:
         while not self._stopping:
             self._nudged.clear()
             try:
-                await self._round()
-                wake(await self._next_wake())
-            except Unusable as error:  # a full disk, a locked file: nothing is lost, try again soon
+                begun = await self._round()
+                at = await self._next_wake()
+                if at is not None and not begun:  # due, and yet not to be had: another host has it, or a clock jumped
+                    at = max(at, self._clock.now() + self._policy.look_again)
+                wake(at)
+            except Unusable as error:  # a full disk, a locked file, a server away: nothing is lost, try again soon
+                if error.code in WRONG_SCHEMA:
+                    await self._settle_down()
+                    raise
                 log.error("cannot_work", code=error.code, detail=str(error))
                 wake(self._clock.now() + self._policy.first_delay)
             await self._nudged.wait()
@@ -442,14 +452,17 @@ class Dispatcher:
         free = self._policy.concurrency - len(self._busy)
         if self._stopping or free <= 0:
             return begun
-        async with self._store.write() as tx:
+        before, ticks = self._clock.now(), asyncio.get_running_loop().time()
+        async with self._store.work() as tx:
             claimed = await tx.claim(
                 limit=free, lease=self._lease, begins=self._begins, reserved=min(self._policy.reserved, free),
-                quiet=self._quiet(),
+                quiet=self._quiet(), busy=self._busy.values(),
             )  # fmt: skip
-        for lane in claimed:
+        # The lease as this host may measure it: hosts' clocks differ, and a clock can be set.
+        until, ticks = before + self._lease, ticks + self._lease.total_seconds()
+        for lane in (replace(each, until=until, ticks=ticks) for each in claimed):
             task = asyncio.create_task(self._serve(lane), name=f"lane:{lane.outlet_id}")
-            self._busy.add(task)
+            self._busy[task] = lane.outlet_id
             task.add_done_callback(self._served)
         return begun + len(claimed)
 
@@ -460,7 +473,7 @@ class Dispatcher:
         return {outlet_id: quiet for outlet_id, quiet in found.items() if quiet is not None}
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        self._busy.discard(task)
+        del self._busy[task]
         self._nudged.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("lane_failed", lane=task.get_name(), exc_info=error)
@@ -498,7 +511,7 @@ class Dispatcher:
         channel = record.channel
         assert channel is not None
         traits, began = channel.traits, self._clock.now()
-        if began + traits.deadline > lane.until:
+        if not self._in_time(lane, traits.deadline):
             return  # the lease would end before the call could: whoever claims the lane next does it
         try:
             made = await self._rendition(channel, work.rendition_id)
@@ -519,6 +532,10 @@ class Dispatcher:
         settled = judge(attempted, traits, self._policy, self._spread())
         await self._settle([replace(settled, keeps_lease=not last, usage=self._usage(lane, record, [settled]))])
 
+    def _in_time(self, lane: Claimed, deadline: timedelta) -> bool:
+        ticks = asyncio.get_running_loop().time() + deadline.total_seconds()
+        return self._clock.now() + deadline <= lane.until and ticks <= lane.ticks
+
     def _usage(self, lane: Claimed, record: OutletRecord, settled: Sequence[Settled]) -> Usage:
         return usage_after(
             lane, settled, record.config.limits, self._clock.now(), self._store.timezone, self._policy
@@ -530,7 +547,7 @@ class Dispatcher:
         channel = record.channel
         assert channel is not None
         traits, began = channel.traits, self._clock.now()
-        if began + traits.deadline > lane.until:
+        if not self._in_time(lane, traits.deadline):
             return
         async with self._store.read() as tx:
             window = await tx.window(lane.outlet_id, traits.shelf + len(calls))
@@ -614,7 +631,7 @@ class Dispatcher:
         starts = [(entry, done) for entry, done in batch if isinstance(entry, tuple)]
         settles = [(entry, done) for entry, done in batch if isinstance(entry, Settled)]
         try:
-            async with self._store.write() as tx:
+            async with self._store.work() as tx:
                 begun = await tx.start([entry for entry, _ in starts])
                 hits = await tx.settle([entry for entry, _ in settles])
         except Unusable as error:
@@ -638,24 +655,27 @@ class Dispatcher:
     # ── paused outlets, pushed verdicts
     async def _probe_paused(self) -> int:
         async with self._store.read() as tx:
-            paused = await tx.paused(self._clock.now())
-        for lane in paused:
-            await self._probe(lane)
+            if not await tx.probes_due(self._clock.now()):
+                return 0
+        async with self._store.work() as tx:
+            paused = await tx.take_probes(tx.now + self._policy.probe_every)
+        for outlet_id in paused:
+            await self._probe(outlet_id)
         return len(paused)
 
-    async def _probe(self, lane: Lane) -> None:
-        record = await self._outlets.probe(lane.outlet_id) if lane.outlet_id in self._outlets else None
-        async with self._store.write() as tx:
+    async def _probe(self, outlet_id: str) -> None:
+        record = await self._outlets.probe(outlet_id) if outlet_id in self._outlets else None
+        async with self._store.work() as tx:
             if record is None:  # it left the district: nothing to probe until it is back
-                await tx.probe_later(lane.outlet_id, tx.now + self._policy.probe_every, "outlet_unusable", "")
+                await tx.probe_later(outlet_id, None, "outlet_unusable", "")
             elif record.status is OutletStatus.READY:
-                await tx.resume(lane.outlet_id)
-                await tx.audit_line("", "resume", f"outlet:{lane.outlet_id}")
+                await tx.resume(outlet_id)
+                await tx.audit_line("", "resume", f"outlet:{outlet_id}")
             else:
                 code = record.why[0].code if record.why else str(record.status)
                 detail = str(record.why[0].facts.get("detail", "")) if record.why else ""
-                await tx.probe_later(lane.outlet_id, tx.now + self._policy.probe_every, code, detail)
-        log.info("probed", outlet_id=lane.outlet_id, status=record.status if record else "left")
+                await tx.probe_later(outlet_id, tx.now + self._policy.probe_every, code, detail)
+        log.info("probed", outlet_id=outlet_id, status=record.status if record else "left")
 
     async def receive(self, outlet_id: str, inbound: Inbound) -> int:
         """Take in one pushed message; returns how many of its verdicts changed something.

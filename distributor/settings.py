@@ -53,6 +53,7 @@ PREFIX = "DISTRIBUTOR_"
 CONFIG_VARIABLE = "DISTRIBUTOR_CONFIG"
 PERSON_VARIABLE = "DISTRIBUTOR_PERSON"  # who acts, where the command line does not say it
 SECRET_PREFIX = "DISTRIBUTOR_SECRET_"  # noqa: S105 - names of variables for outlets' secrets, free to choose
+SQLITE, POSTGRESQL = ("sqlite", "sqlite+aiosqlite"), ("postgresql", "postgres", "postgresql+asyncpg")
 DEFAULT_FILE = Path("distributor.toml")
 
 
@@ -146,7 +147,7 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Path("data")  # everything that must be backed up: database, blobs, public files
-    database: SecretStr = SecretStr("")  # sqlite+aiosqlite:///… or postgresql+asyncpg://…; "": SQLite in data_dir
+    database: SecretStr = SecretStr("")  # sqlite:///path or postgresql://…; "": SQLite in data_dir
     public_url: WebAddress = "http://127.0.0.1:8080"  # where readers, screens and platforms reach this server
     site_url: str = ""  # base of permalinks, ends with a slash; "": {public_url}/site/
     timezone: Annotated[str, AfterValidator(_timezone)] = "Asia/Shanghai"
@@ -183,8 +184,10 @@ class Settings(BaseSettings):
     @classmethod
     def _known_database(cls, value: SecretStr) -> SecretStr:
         url = value.get_secret_value()
-        if url and not url.startswith(("sqlite+aiosqlite:///", "postgresql+asyncpg://")):
-            raise PydanticCustomError("not_a_database", "sqlite+aiosqlite:///… or postgresql+asyncpg://…")
+        scheme, _, rest = url.partition("://")
+        known = rest.startswith("/") and rest != "/" if scheme in SQLITE else scheme in POSTGRESQL and bool(rest)
+        if url and not known:
+            raise PydanticCustomError("not_a_database", "sqlite:///… or postgresql://…")
         return value
 
     @field_validator("site_url")
@@ -202,7 +205,7 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         """For SQLAlchemy. May hold a password: never log it."""
-        return self.database.get_secret_value() or f"sqlite+aiosqlite:///{self.data_dir / 'distributor.db'}"
+        return self.database.get_secret_value() or f"sqlite:///{self.data_dir / 'distributor.db'}"
 
     @property
     def zone(self) -> ZoneInfo:

@@ -1,51 +1,52 @@
-"""All SQL but the reports: transactions, moves, claim and settle, audit, schema.
+"""All SQL but the reports: moves, claim and settle, counting, audit.
 
-One transaction per decision. `write()` takes the write lock at once (``BEGIN IMMEDIATE``), `read()` sees a snapshot
-and waits for nobody. Nothing here calls a channel, renders or sleeps. SQLite runs in WAL with ``synchronous=FULL``:
-what was committed survives a power cut.
+One transaction per decision. `write()` is a person's, one at a time; `work()` is a machine's; `read()` sees a snapshot
+and waits for nobody. Nothing here calls a channel, renders or sleeps.
+
+Where several hosts work (PostgreSQL), whoever reads due work or changes a delivery first locks the lanes concerned
+(`Writing.hold_lanes`), always in the outlets' order, and reads in the next statement: what it then sees is what stands.
 """
 
-import asyncio
-import fcntl
-import os
+import json
 import secrets
-import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from zoneinfo import ZoneInfo
 
-import alembic.command
-import alembic.config
 from sqlalchemy import (
-    Connection,
+    ARRAY,
     CursorResult,
+    Integer,
+    String,
     and_,
+    any_,
     bindparam,
     case,
     delete,
-    event,
     exists,
     func,
     insert,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.elements import ColumnElement
 from sqlmodel import SQLModel
 
 from distributor import counting
 from distributor.channel import Importance, Level, Payload, Proof, Receipt, RenditionFile
 from distributor.channel import Rendition as Made
+from distributor.clock import Clock, SystemClock
+from distributor.database import STORY_LOCK, Database, Opened
 from distributor.errors import Stale, Unusable
 from distributor.files import Blobs
 from distributor.model import (
@@ -165,6 +166,7 @@ class Claimed:
     until: datetime
     work: tuple[Work, ...]
     usage: Usage = Usage()
+    ticks: float = 0.0  # the lease's end on the claimer's own clock that nobody can set, in seconds
 
 
 @dataclass(frozen=True)
@@ -273,47 +275,7 @@ class Hit:
     applied: bool  # false: the lease was lost; only the receipt was kept
 
 
-# ── schema ──────────────────────────────────────────────────────────────────────────────────────────────────
-def migrate(database: str) -> None:
-    """Bring the schema of ``database`` (a SQLAlchemy URL with a blocking driver) to this version. Idempotent.
-
-    Raises:
-        Unusable: ``database_newer`` (made by a newer version), ``database_refused`` (can't be opened).
-    """
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("sqlalchemy.url", database.replace("%", "%%"))
-    try:
-        alembic.command.upgrade(config, "head")
-    except alembic.util.exc.CommandError as error:
-        raise Unusable("database_newer", detail_of(error)) from error
-    except (DatabaseError, sqlite3.Error) as error:
-        raise Unusable("database_refused", why=detail_of(error)) from error
-
-
-def detail_of(error: BaseException) -> str:
-    """The first line of an error's own words."""
-    return str(getattr(error, "orig", None) or error).splitlines()[0][:200]
-
-
-def _sqlite_engine(path: Path, begin: str) -> AsyncEngine:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _connect(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves: the driver's own lets two claims take one row
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
+# ── approval ────────────────────────────────────────────────────────────────────────────────────────────────
 def approved(story_id: ColumnElement[str], sha256: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether a complete chain of votes names those bytes of that story: the guard of every plan and every claim."""
     signed = (
@@ -343,8 +305,18 @@ def approved(story_id: ColumnElement[str], sha256: ColumnElement[str]) -> Column
 class Reading:
     """What a transaction can ask. Rows returned are detached snapshots."""
 
-    def __init__(self, session: AsyncSession) -> None:
+    def __init__(self, session: AsyncSession, *, shared: bool) -> None:
         self._session = session
+        self._shared = shared
+
+    def _among(self, column: Any, values: Iterable[Any]) -> ColumnElement[bool]:
+        """``column`` is one of ``values``, however many: one parameter, and so one statement to prepare."""
+        chosen = sorted(set(values))
+        if not self._shared:
+            each = func.json_each(json.dumps(chosen)).table_valued("value")
+            return column.in_(select(each.c.value))  # type: ignore[no-any-return]
+        kind = Integer() if isinstance(column.type, Integer) else String()
+        return column == any_(bindparam(None, chosen, type_=ARRAY(kind)))  # type: ignore[no-any-return]
 
     async def rows(self, query: Any) -> list[Any]:
         """The rows of a report's own query (`tally`)."""
@@ -359,6 +331,15 @@ class Reading:
         keys = order or tuple(kind.__table__.primary_key.columns)  # type: ignore[attr-defined]
         found = await self._session.execute(select(kind).where(*where).order_by(*keys))
         return list(found.scalars())
+
+    async def differing(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of ``rows`` (of one table) that are not there, or not like that."""
+        if not rows:
+            return []
+        table: Any = type(rows[0])
+        names = [column.name for column in table.__table__.primary_key.columns]
+        present = {tuple(getattr(row, n) for n in names): row.model_dump() for row in await self.all(table)}
+        return [row for row in rows if present.get(tuple(getattr(row, n) for n in names)) != row.model_dump()]
 
     async def units(self) -> list[Unit]:
         return await self.all(Unit)
@@ -421,14 +402,14 @@ class Reading:
     async def receipts(self, delivery_ids: Sequence[int]) -> dict[int, list[ReceiptRow]]:
         """Receipts of each delivery, oldest first."""
         found: dict[int, list[ReceiptRow]] = {}
-        for row in await self.all(ReceiptRow, RECEIPT.delivery_id.in_(delivery_ids)):
+        for row in await self.all(ReceiptRow, self._among(RECEIPT.delivery_id, delivery_ids)):
             found.setdefault(row.delivery_id, []).append(row)
         return found
 
     async def attempts(self, delivery_ids: Sequence[int]) -> dict[int, list[Attempt]]:
         """Attempts of each delivery, oldest first."""
         found: dict[int, list[Attempt]] = {}
-        for row in await self.all(Attempt, A.delivery_id.in_(delivery_ids)):
+        for row in await self.all(Attempt, self._among(A.delivery_id, delivery_ids)):
             found.setdefault(row.delivery_id, []).append(row)
         return found
 
@@ -481,9 +462,9 @@ class Reading:
         times = [(await self._session.execute(query)).scalar() for query in (due, probe)]
         return min((at for at in times if at is not None), default=None)
 
-    async def paused(self, now: datetime) -> list[Lane]:
-        """Paused lanes whose probe is due."""
-        return await self.all(Lane, L.paused_at.is_not(None), L.probe_at <= now)
+    async def probes_due(self, now: datetime) -> bool:
+        """Whether a paused outlet is to be looked at."""
+        return bool(await self.all(Lane, L.paused_at.is_not(None), L.probe_at <= now))
 
 
 def _runs_under(hold: Hold) -> ColumnElement[bool]:
@@ -516,8 +497,8 @@ def receipt_of(row: ReceiptRow) -> Receipt:
 class Writing(Reading):
     """A transaction that changes things; it commits as a whole when its block ends without an error."""
 
-    def __init__(self, session: AsyncSession, now: datetime, timezone: ZoneInfo) -> None:
-        super().__init__(session)
+    def __init__(self, session: AsyncSession, now: datetime, timezone: ZoneInfo, *, shared: bool) -> None:
+        super().__init__(session, shared=shared)
         self.now = now
         self._timezone = timezone
 
@@ -536,6 +517,17 @@ class Writing(Reading):
         """Insert or replace the row with that primary key."""
         await self._session.merge(row)
         await self._session.flush()
+
+    async def put_all(self, rows: Sequence[SQLModel]) -> None:
+        """`put` many rows of one table; those that are new in one statement."""
+        if rows:
+            table: Any = type(rows[0])
+            (key,) = table.__table__.primary_key.columns
+            present = {getattr(row, key.name) for row in await self.all(table)}
+            await self.add_many(table, [row.model_dump() for row in rows if getattr(row, key.name) not in present])
+            for row in rows:
+                if getattr(row, key.name) in present:
+                    await self.put(row)
 
     async def _change(self, statement: Any) -> int:
         result = await self._session.execute(statement, execution_options={"synchronize_session": False})
@@ -605,6 +597,36 @@ class Writing(Reading):
         return vote
 
     # ── lanes
+    async def hold_lanes(self, outlet_ids: Iterable[str]) -> None:
+        """Wait until nobody else works on these lanes, and keep them until this transaction ends.
+
+        Always in the outlets' order, so that two who want the same lanes can't wait for each other. What is to be
+        decided is read after this, in a statement of its own. SQLite has one writer: there is nothing to wait for.
+        """
+        if self._shared:
+            wanted = select(L.outlet_id).where(self._among(L.outlet_id, outlet_ids)).order_by(L.outlet_id)
+            await self._session.execute(wanted.with_for_update())
+
+    async def hold_story(self, story_id: str) -> None:
+        """`hold_lanes` of every outlet that a story was ever planned on."""
+        if self._shared:
+            found = await self._session.execute(select(D.outlet_id).where(D.story_id == story_id).distinct())
+            await self.hold_lanes(found.scalars())
+
+    async def hold_delivery(self, delivery_id: int) -> Delivery | None:
+        """A delivery as it stays until this transaction ends: nobody else works on its lane."""
+        await self._hold_deliveries([delivery_id])
+        return await self.get(Delivery, delivery_id)
+
+    async def _hold_deliveries(self, ids: Collection[int]) -> None:
+        """`hold_lanes` of the outlets of some deliveries, and of those of the rows that wait for them."""
+        if self._shared:
+            waiting = self._among(D.waits_for, ids)
+            found = await self._session.execute(
+                select(D.outlet_id).where(or_(self._among(D.id, ids), waiting)).distinct()
+            )
+            await self.hold_lanes(found.scalars())
+
     async def rearm(self, outlet_ids: Iterable[str] | None = None) -> None:
         """Recompute when each lane is due next, after its deliveries or its limits changed. None: all of them."""
         table = Lane.__table__  # type: ignore[attr-defined]
@@ -629,7 +651,7 @@ class Writing(Reading):
         ]
         query = select(L.outlet_id, L.next_at, L.priority, L.hold_until, L.quiet_until, *soonest)
         if outlet_ids is not None:
-            query = query.where(L.outlet_id.in_(sorted(set(outlet_ids))))
+            query = query.where(self._among(L.outlet_id, outlet_ids))
         return [
             (outlet_id, arm(dict(zip(PRIORITIES, times, strict=True)), hold, quiet, self.now), Armed(at, priority))
             for outlet_id, at, priority, hold, quiet, *times in await self._session.execute(query)
@@ -639,6 +661,8 @@ class Writing(Reading):
         """Outlets whose lane did not know when it is due: repaired and named. Nothing to find is the normal case."""
         wrong = [outlet for outlet, armed, known in await self._armed(None) if armed.at != known.at]
         if wrong:
+            await self.hold_lanes(wrong)  # another host may have been at it: look again at what stands now
+            wrong = [outlet for outlet, armed, known in await self._armed(wrong) if armed.at != known.at]
             await self.rearm(wrong)
         return wrong
 
@@ -656,22 +680,30 @@ class Writing(Reading):
             ).scalars()
         )
         if old:
-            await self._change(update(Delivery).where(D.supersedes.in_(old)).values(supersedes=None))
-            await self._change(update(Delivery).where(D.waits_for.in_(old)).values(waits_for=None))
+            await self._change(update(Delivery).where(self._among(D.supersedes, old)).values(supersedes=None))
+            await self._change(update(Delivery).where(self._among(D.waits_for, old)).values(waits_for=None))
             for table, column in ((Attempt, A.delivery_id), (ReceiptRow, RECEIPT.delivery_id), (Delivery, D.id)):
-                await self._change(delete(table).where(column.in_(old)))
+                await self._change(delete(table).where(self._among(column, old)))
         return len(old)
 
     async def resume(self, outlet_id: str) -> None:
         """Reopen a paused outlet: its probe succeeded, or a person says so."""
+        await self.hold_lanes([outlet_id])
         await self._change(
             update(Lane).where(L.outlet_id == outlet_id)
             .values(paused_at=None, paused_code="", paused_detail="", probe_at=None)
         )  # fmt: skip
         await self.rearm([outlet_id])
 
-    async def probe_later(self, outlet_id: str, at: datetime, code: str, detail: str) -> None:
-        """A probe failed: look again at ``at``."""
+    async def take_probes(self, again_at: datetime) -> list[str]:
+        """Paused outlets whose probe is due, each handed to one caller; `again_at` to the next, should this one die."""
+        due = select(L.outlet_id).where(L.paused_at.is_not(None), L.probe_at <= self.now).order_by(L.outlet_id)
+        found = list((await self._session.execute(due.with_for_update(skip_locked=True))).scalars())
+        await self._change(update(Lane).where(self._among(L.outlet_id, found)).values(probe_at=again_at))
+        return found
+
+    async def probe_later(self, outlet_id: str, at: datetime | None, code: str, detail: str) -> None:
+        """A probe failed: look again at ``at``. None: not before the outlet is back in the district."""
         await self._change(
             update(Lane).where(L.outlet_id == outlet_id, L.paused_at.is_not(None))
             .values(probe_at=at, paused_code=code, paused_detail=detail[:512])
@@ -685,7 +717,7 @@ class Writing(Reading):
     async def open_attempts(self, delivery_ids: Sequence[int]) -> frozenset[int]:
         """Deliveries with an attempt that was started and has no known end."""
         found = await self._session.execute(
-            select(A.delivery_id).where(A.delivery_id.in_(delivery_ids), A.ended_at.is_(None))
+            select(A.delivery_id).where(self._among(A.delivery_id, delivery_ids), A.ended_at.is_(None))
         )
         return frozenset(found.scalars())
 
@@ -700,24 +732,30 @@ class Writing(Reading):
     # ── claim
     async def claim(
         self, *, limit: int, lease: timedelta, begins: Collection[str] = (), reserved: int = 0,
-        quiet: Mapping[str, Quiet] | None = None,
+        quiet: Mapping[str, Quiet] | None = None, busy: Collection[str] = (),
     ) -> list[Claimed]:  # fmt: skip
         """Lease up to ``limit`` due lanes and hand out their due rows, most urgent first.
 
         ``begins``: outlets that are called without a further commit (`start`), because sending twice does no harm
         there. Their attempts are started here: whoever is handed a row and dies may have sent it. ``reserved`` of the
         lanes go to withdrawals and urgent stories alone. ``quiet``: outlets that are in their quiet hours now.
+        ``busy``: outlets that the caller is still working on, whatever a clock that jumped says of their leases.
         """
         await self._hush(quiet or {})
         hold = await self.standing_hold()
-        free = or_(L.lease_until.is_(None), L.lease_until <= self.now)
+        # No lease is taken for so long: one that ends so late was taken by a clock that has been put right since.
+        late = self.now + 2 * lease
+        free = or_(L.lease_until.is_(None), L.lease_until <= self.now, L.lease_until > late)
         ready = (
             select(L.outlet_id, L.batch_max, L.priority, L.failures, L.used_on, L.used, L.hold_until, L.hold_code,
                    L.quiet_until)
             .where(L.next_at <= self.now, free, L.paused_at.is_(None))
             .order_by(L.priority, L.next_at)
             .limit(limit)
+            .with_for_update(skip_locked=True)
         )  # fmt: skip
+        if busy:
+            ready = ready.where(~self._among(L.outlet_id, busy))
         if hold:
             through = select(D.outlet_id).where(_runs_under(hold), D.next_at <= self.now)
             ready = ready.where(L.outlet_id.in_(through))
@@ -729,7 +767,9 @@ class Writing(Reading):
             return []
         token = secrets.token_hex(8)
         until = self.now + lease
-        await self._change(update(Lane).where(L.outlet_id.in_(lanes)).values(lease_token=token, lease_until=until))
+        await self._change(
+            update(Lane).where(self._among(L.outlet_id, lanes)).values(lease_token=token, lease_until=until)
+        )
         rows = await self._due_rows({outlet: lane.batch_max for outlet, lane in lanes.items()}, hold)
         claimed = [
             Claimed(outlet, token, until, tuple(rows[outlet]),
@@ -753,7 +793,10 @@ class Writing(Reading):
 
     async def _hush(self, quiet: Mapping[str, Quiet]) -> None:
         """Let lanes whose quiet hours have begun wait for their end; withdrawals, and mostly urgent stories, don't."""
+        if not quiet:
+            return
         hushed = []
+        await self.hold_lanes(quiet)
         for outlet_id, hours in quiet.items():
             column = L.quiet_until if hours.lets_urgent else L.hold_until
             values = (
@@ -777,7 +820,7 @@ class Writing(Reading):
             select(Delivery, N.sha256, R.importance)
             .join(Rendition, N.id == D.rendition_id)
             .join(Revision, R.id == D.revision_id)
-            .where(D.id.in_(ids), allowed)
+            .where(self._among(D.id, ids), allowed)
             .order_by(D.outlet_id, D.priority, D.next_at, D.id)
         )
         picked = list(found)
@@ -811,7 +854,7 @@ class Writing(Reading):
     async def _heads(self, outlet_ids: Sequence[str], hold: Hold | None) -> list[int]:
         """The first due row of each lane, found by its index: a long queue costs no more than a short one."""
         head = select(D.id).where(*self._due_on(hold)).order_by(D.priority, D.next_at, D.id).limit(1).scalar_subquery()
-        found = await self._session.execute(select(head).where(L.outlet_id.in_(outlet_ids)).select_from(Lane))
+        found = await self._session.execute(select(head).where(self._among(L.outlet_id, outlet_ids)).select_from(Lane))
         return [head_id for head_id in found.scalars() if head_id is not None]
 
     async def _first(self, outlet_id: str, batch: int, hold: Hold | None) -> list[int]:
@@ -829,7 +872,7 @@ class Writing(Reading):
             select(D.id)
             .join(Rendition, N.id == D.rendition_id)
             .where(
-                D.outlet_id.in_(outlet_ids), D.state == DeliveryState.QUEUED,
+                self._among(D.outlet_id, outlet_ids), D.state == DeliveryState.QUEUED,
                 D.next_at <= self.now, ~approved(D.story_id, N.sha256),
             )
         )  # fmt: skip
@@ -842,9 +885,8 @@ class Writing(Reading):
         await self.rearm(outlet_ids)
 
     async def _unlease(self, outlet_ids: Iterable[str], token: str) -> None:
-        chosen = sorted(set(outlet_ids))
         await self._change(
-            update(Lane).where(L.outlet_id.in_(chosen), L.lease_token == token)
+            update(Lane).where(self._among(L.outlet_id, outlet_ids), L.lease_token == token)
             .values(lease_token=None, lease_until=None)
         )  # fmt: skip
 
@@ -857,8 +899,9 @@ class Writing(Reading):
         if not works:
             return frozenset()
         ids = [work.delivery_id for work, _token, _action in works]
+        await self.hold_lanes(work.outlet_id for work, _token, _action in works)
         found = await self._session.execute(
-            select(D.id, D.state, L.lease_token).join(Lane, L.outlet_id == D.outlet_id).where(D.id.in_(ids))
+            select(D.id, D.state, L.lease_token).join(Lane, L.outlet_id == D.outlet_id).where(self._among(D.id, ids))
         )
         present = {row_id: (state, token) for row_id, state, token in found}
         begun = [
@@ -881,6 +924,7 @@ class Writing(Reading):
         """Write how attempts ended: states, receipts, attempts and ledger lines, each only under its own lease."""
         if not batch:
             return []
+        await self._hold_deliveries([settled.work.delivery_id for settled in batch])
         present = await self._present([settled.work.delivery_id for settled in batch])
         hits: list[Hit] = []
         ended: list[Settled] = []
@@ -924,7 +968,7 @@ class Writing(Reading):
             .join(Story, STORY.id == D.story_id)
             .join(Publication, PUBLICATION.id == D.publication_id)
             .join(Person, PERSON.id == PUBLICATION.planned_by)
-            .where(D.id.in_(ids))
+            .where(self._among(D.id, ids))
         )  # fmt: skip
         return {row.id: _Present(**row._mapping) for row in found}
 
@@ -960,14 +1004,15 @@ class Writing(Reading):
             )
             connection = await self._session.connection()
             result = await connection.execute(statement, some)
-            assert result.rowcount == len(some), "a delivery changed inside the transaction that had read it"
+            # asyncpg tells no count of many; there the lanes are locked before their deliveries are read.
+            assert self._shared or result.rowcount == len(some), "a delivery changed under the one that had read it"
 
     async def _take_the_place(self, live: Sequence["_Change"]) -> None:
         """What a version that is live supersedes gives it its place, and its first time on air."""
         by_earlier = {change.row.supersedes: change for change in live if change.row.supersedes is not None}
         if not by_earlier:
             return
-        found = await self._session.execute(select(D.id, D.state, D.first_live_at).where(D.id.in_(by_earlier)))
+        found = await self._session.execute(select(D.id, D.state, D.first_live_at).where(self._among(D.id, by_earlier)))
         replaced = []
         for earlier in found:
             change = by_earlier[earlier.id]
@@ -989,7 +1034,7 @@ class Writing(Reading):
             return set()
         waiting = and_(
             D.state == DeliveryState.QUEUED,
-            or_(D.waits_for.in_(ids), and_(D.waits_for.in_(over), D.supersedes == D.waits_for)),
+            or_(self._among(D.waits_for, ids), and_(self._among(D.waits_for, over), D.supersedes == D.waits_for)),
         )
         found = set((await self._session.execute(select(D.outlet_id).where(waiting))).scalars())
         if found:
@@ -1067,6 +1112,7 @@ class Writing(Reading):
         """
         actor = Actor.PERSON if person else Actor.MACHINE
         assert row.id is not None
+        await self._hold_deliveries([row.id])
         now = (await self._present([row.id]))[row.id]
         if now.state is not row.state or not may_move(DeliveryState, now.state, to, actor):
             raise Stale("moved_meanwhile", entity="delivery", name=row.key, state=str(now.state), wanted=str(to))
@@ -1092,13 +1138,14 @@ class Writing(Reading):
         assert story is not None
         if to is DeliveryState.LIVE and (story.state is StoryState.RETRACTED or story.episode > row.episode):
             # It was withdrawn everywhere; what is seen to be on air nevertheless has to come down.
-            await self.recall([row], started=frozenset(), leased=frozenset())
+            await self._recall([row])
             await self._session.refresh(row)
         return row
 
     async def late(self, row: Delivery, receipt: Receipt) -> None:
         """Keep a receipt that came after its row moved on; one that proves it live is counted all the same."""
         assert row.id is not None
+        await self._hold_deliveries([row.id])
         await self._keep([(row, receipt)])
         now = (await self._present([row.id]))[row.id]
         if receipt.proof is Proof.LIVE and now.live_at is None and now.state is DeliveryState.RECALLING:
@@ -1116,6 +1163,9 @@ class Writing(Reading):
 
     async def retime(self, publication_id: int, go_at: datetime) -> int:
         """Move the queued, unleased, never started deliveries of a publication to ``go_at``; returns how many."""
+        if self._shared:
+            planned = await self._session.execute(select(D.outlet_id).where(D.publication_id == publication_id))
+            await self.hold_lanes(planned.scalars())
         leased = select(L.outlet_id).where(L.lease_until > self.now)
         started = select(A.delivery_id).where(A.ended_at.is_(None))
         mine = [
@@ -1131,18 +1181,22 @@ class Writing(Reading):
         for wait in waits:
             ids = [r.id for r in found if r.waits_for is not None and (r.next_at and r.next_at - r.go_at) == wait]
             later = None if wait is None else go_at + wait
-            await self._change(update(Delivery).where(D.id.in_(ids)).values(go_at=go_at, next_at=later))
+            await self._change(update(Delivery).where(self._among(D.id, ids)).values(go_at=go_at, next_at=later))
         await self.rearm(row.outlet_id for row in found)
         return len(found)
 
-    async def recall(
-        self, rows: Sequence[Delivery], *, started: frozenset[int], leased: frozenset[str]
-    ) -> tuple[int, int]:
-        """Take deliveries off for a withdrawal: those that never started are cancelled, the rest go to RECALLING.
+    async def recall(self, story_id: str) -> tuple[int, int]:
+        """Take every delivery of a story off: those that never started are cancelled, the rest go to RECALLING.
 
         Returns how many of each ``(cancelled, recalling)``. Rows that are off or never went out stay as they are.
         """
+        await self.hold_story(story_id)
+        return await self._recall(await self.deliveries(story_id=story_id))
+
+    async def _recall(self, rows: Sequence[Delivery]) -> tuple[int, int]:
         state = DeliveryState
+        started = await self.open_attempts([row.id for row in rows if row.id is not None])
+        leased = await self.leased_outlets()
         stop = [r for r in rows if r.state is state.QUEUED and r.id not in started and r.outlet_id not in leased
                 and r.doubted_at is None]  # fmt: skip
         stopped = {r.id for r in stop}
@@ -1156,11 +1210,11 @@ class Writing(Reading):
             assert (str(r.state), str(target)) in DELIVERY_MOVES
             assert may_move(DeliveryState, r.state, target, Actor.PERSON)
         await self._change(
-            update(Delivery).where(D.id.in_([r.id for r in stop]))
+            update(Delivery).where(self._among(D.id, [r.id for r in stop]))
             .values(state=state.CANCELLED, reason=Reason.WITHDRAWN, next_at=None)
         )  # fmt: skip
         await self._change(
-            update(Delivery).where(D.id.in_([r.id for r in (*down, *again)]))
+            update(Delivery).where(self._among(D.id, [r.id for r in (*down, *again)]))
             .values(state=state.RECALLING, reason=Reason.WITHDRAWN, next_at=self.now, waits_for=None,
                     priority=WITHDRAWAL_PRIORITY, tries=0)
         )  # fmt: skip
@@ -1172,6 +1226,7 @@ class Writing(Reading):
         """Append what changes of deliveries count."""
         happenings = [_happening(change) for change in changes]
         taking_back = [h for h in happenings if h.fact in (counting.Fact.WITHDRAWN, counting.Fact.REMOVED)]
+        await self._hold_counts({h.story for h in happenings if h in taking_back or h.origin is not Origin.DESK})
         standing = await self._standing(taking_back)
         rows = []
         closed = set((await self._session.execute(select(WEEK.monday))).scalars()) if happenings else set()
@@ -1196,16 +1251,25 @@ class Writing(Reading):
             ]  # fmt: skip
         await self._append(rows)
 
+    async def _hold_counts(self, stories: Collection[str]) -> None:
+        """Let nobody else take back what these stories count: a unit's 转发 falls with the last of its outlets."""
+        if self._shared:
+            for story in sorted(stories):
+                await self._session.execute(
+                    text("SELECT pg_advisory_xact_lock(:kind, hashtext(:story))"), {"kind": STORY_LOCK, "story": story}
+                )
+
     async def _standing(self, happenings: Sequence[counting.Happening]) -> dict[str, list[counting.Standing]]:
         """By story, the lines that a taking back may reverse: the outlets' own, and those that keep a 转发 alive."""
         if not happenings:
             return {}
-        own = LINE.outlet_id.in_({h.outlet for h in happenings})
+        units = {h.unit for h in happenings}
+        own = self._among(LINE.outlet_id, {h.outlet for h in happenings if h.outlet})
         forwards = or_(LINE.kind == LedgerKind.FORWARD, LINE.reason.in_((Origin.FORWARD, Origin.DUTY)))
         found = await self.all(
-            LedgerLine, LINE.story_id.in_({h.story for h in happenings}),
+            LedgerLine, self._among(LINE.story_id, {h.story for h in happenings}),
             # An outlet may belong to another unit by now: what it counted is found whoever it counted for.
-            or_(own, and_(LINE.unit.in_({h.unit for h in happenings}), or_(forwards, LINE.entry == Entry.REVERSAL))),
+            or_(own, and_(self._among(LINE.unit, units), or_(forwards, LINE.entry == Entry.REVERSAL))),
         )  # fmt: skip
         lines: dict[str, list[counting.Standing]] = {}
         for r in found:
@@ -1238,8 +1302,7 @@ class Writing(Reading):
         """Append lines; one whose key stands already is counted already."""
         if rows:
             table = LedgerLine.__table__  # type: ignore[attr-defined]
-            bind = (await self._session.connection()).dialect.name
-            insert_into = sqlite_insert if bind == "sqlite" else postgresql_insert
+            insert_into = postgresql_insert if self._shared else sqlite_insert
             statement = insert_into(table).on_conflict_do_nothing(index_elements=["key"])
             await (await self._session.connection()).execute(statement, list(rows))
 
@@ -1378,58 +1441,52 @@ def _evidence(change: _Change) -> dict[str, Any]:
 
 # ── the store ───────────────────────────────────────────────────────────────────────────────────────────────
 class Store:
-    """Opens transactions. Any process may write; one at a time holds the dispatcher lock."""
+    """Opens transactions."""
 
-    def __init__(self, path: Path, clock: Any, timezone: ZoneInfo) -> None:
-        self.path = path
+    def __init__(self, database: Database, clock: Clock, timezone: ZoneInfo) -> None:
+        self.database = database
         self.timezone = timezone
         self._clock = clock
-        self._writer = _sqlite_engine(path, "BEGIN IMMEDIATE")
-        self._reader = _sqlite_engine(path, "BEGIN")
-        self._write_session = async_sessionmaker(self._writer, expire_on_commit=False)
-        self._read_session = async_sessionmaker(self._reader, expire_on_commit=False)
-        self._turn = asyncio.Lock()  # writers of this process queue here instead of polling SQLite's lock
-        self._watch: sqlite3.Connection | None = None
-        self._lock_file: int | None = None
+        # Hosts' clocks differ: where a server is shared, its clock is the time, unless time itself is played.
+        self._keeps_time = isinstance(clock, SystemClock)
 
     @classmethod
-    async def open(cls, path: Path, clock: Any, timezone: ZoneInfo) -> "Store":
-        """Open the database of one district, bringing its schema up to date.
+    async def open(cls, database: Database, clock: Clock, timezone: ZoneInfo) -> "Store":
+        """Open a district's database.
 
         Raises:
-            Unusable: the file can't be opened, is no database of ours, or was made by a newer version.
+            Unusable: as `Database.prepare`.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Unusable("database_refused", path=str(path), why=error.strerror or str(error)) from error
-        await asyncio.to_thread(migrate, f"sqlite:///{path}")
-        return cls(path, clock, timezone)
+        await database.prepare()
+        return cls(database, clock, timezone)
 
     async def close(self) -> None:
         """Give everything back. Idempotent."""
-        await self._writer.dispose()
-        await self._reader.dispose()
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
-        if self._lock_file is not None:
-            os.close(self._lock_file)
-            self._lock_file = None
+        await self.database.close()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Writing]:
-        """One transaction that may change things; commits when the block ends, else leaves no trace.
+        """A person's transaction: no other person's runs beside it. It commits when the block ends, or leaves no trace.
 
         Raises:
-            Unusable: ``database_refused``: locked for too long, disk full, read-only.
+            Unusable: ``database_refused``: locked for too long, disk full, read-only, unreachable.
         """
-        async with self._turn:
-            try:
-                async with self._write_session.begin() as session:
-                    yield Writing(session, self._clock.now(), self.timezone)
-            except OperationalError as error:
-                raise Unusable("database_refused", path=str(self.path), why=detail_of(error)) from error
+        async with self.database.alone() as opened:
+            yield self._writing(opened)
+
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[Writing]:
+        """A machine's transaction (claim, start, settle): other hosts' may run beside it.
+
+        Raises:
+            Unusable: as `write`.
+        """
+        async with self.database.beside() as opened:
+            yield self._writing(opened)
+
+    def _writing(self, opened: Opened) -> Writing:
+        server = opened.server_time if self._keeps_time else None
+        return Writing(opened.session, server or self._clock.now(), self.timezone, shared=self.database.shared)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Reading]:
@@ -1438,48 +1495,5 @@ class Store:
         Raises:
             Unusable: ``database_refused``: it can't be read.
         """
-        try:
-            async with self._read_session.begin() as session:
-                yield Reading(session)
-        except OperationalError as error:
-            raise Unusable("database_refused", path=str(self.path), why=detail_of(error)) from error
-
-    def changes(self) -> int:
-        """A number that differs when another connection has committed (SQLite's ``data_version``)."""
-        if self._watch is None:
-            self._watch = sqlite3.connect(self.path, check_same_thread=False)
-        return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
-
-    def lock_dispatcher(self) -> None:
-        """Take the lock that makes this process the only dispatcher of the file; held until `close` or death.
-
-        Raises:
-            Unusable: ``dispatcher_running`` with the pid that holds it.
-        """
-        lock = self.path.with_suffix(".dispatcher")
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(handle, 32).decode(errors="replace").strip() or "?"
-            os.close(handle)
-            raise Unusable("dispatcher_running", path=str(self.path), pid=holder) from error
-        os.ftruncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
-        self._lock_file = handle
-
-    def dispatcher_pid(self) -> int | None:
-        """The process that dispatches now, or None."""
-        lock = self.path.with_suffix(".dispatcher")
-        if not lock.exists():
-            return None
-        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            said = os.read(handle, 32).decode(errors="replace").strip()
-            return int(said) if said.isdigit() else 0
-        else:
-            return None
-        finally:
-            os.close(handle)
+        async with self.database.reading() as opened:
+            yield Reading(opened.session, shared=self.database.shared)

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ import pytest
 
 from distributor.app import Distributor
 from distributor.channel import Channel, Importance, StoryKind, Traits, profile_hash
+from distributor.database import Database, PostgreSQL, SQLiteFile, database_at, migrate
 from distributor.desk import Desk, Manuscript, Planned
 from distributor.dispatch import Dispatcher, Policy
 from distributor.files import Blobs
@@ -33,9 +34,10 @@ from distributor.model import (
 )
 from distributor.outlets import Limits, OutletConfig, OutletRecord, Outlets, OutletStatus
 from distributor.settings import District, Settings
-from distributor.store import Store, migrate
+from distributor.store import Store
 from distributor.tally import Tally
 from distributor.testing import FrozenClock, Script, ScriptedChannel, scripted
+from tests.peers.postgres import THROW_AWAY, PostgresServer, name_for, programs
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 SAFE = Traits(idempotent=True, checks=True, absence_proves_after=timedelta(0))
@@ -69,17 +71,96 @@ def manuscript(**overrides: Any) -> Manuscript:
 
 
 @lru_cache
-def _furnished_database() -> Path:
+def _furnished_file() -> Path:
     """People, units and outlets, made once: making them takes longer than most tests."""
     path = Path(tempfile.mkdtemp(prefix="distributor-tests-")) / "furnished.db"
-    migrate(f"sqlite:///{path}")
+    migrate(path)
     with ThreadPoolExecutor(1) as elsewhere:  # a loop may be running here
-        elsewhere.submit(asyncio.run, _furnish(path)).result()
+        elsewhere.submit(asyncio.run, _furnish(f"sqlite:///{path}")).result()
     return path
 
 
-async def _furnish(path: Path) -> None:
-    store = Store(path, FrozenClock(), SHANGHAI)
+class Servers:
+    """The PostgreSQL server that tests share, started when the first one asks for it, and which test is on it now."""
+
+    def __init__(self) -> None:
+        self._server: PostgresServer | None = None
+        self.wanted = False
+        self._used: set[str] = set()
+
+    def at(self, folder: Path) -> str:
+        """The address of a furnished database that belongs to ``folder``."""
+        if self._server is None:
+            self._server = PostgresServer(**THROW_AWAY).start()
+            with ThreadPoolExecutor(1) as elsewhere:
+                elsewhere.submit(asyncio.run, _furnish(self._server.create("furnished"))).result()
+        name = name_for(folder)
+        self._used.add(name)
+        return self._server.create(name, "furnished")
+
+    def tidy(self) -> None:
+        """Drop what a test has used."""
+        for name in self._used:
+            assert self._server is not None
+            self._server.drop(name)
+        self._used.clear()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+
+SERVERS = Servers()
+
+
+def database_in(folder: Path) -> Database:
+    """The furnished database that belongs to ``folder``, on what the running test is to run on."""
+    if SERVERS.wanted:
+        return database_at(SERVERS.at(folder))
+    if not (folder / "distributor.db").exists():
+        shutil.copyfile(_furnished_file(), folder / "distributor.db")
+    return SQLiteFile(folder / "distributor.db")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers() -> Iterator[None]:
+    yield
+    SERVERS.stop()
+
+
+# The laws of the core hold on both databases.
+ON_BOTH = {
+    "test_desk", "test_dispatch", "test_limits", "test_receive", "test_retention", "test_states", "test_store",
+    "test_tally",
+}  # fmt: skip
+POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.peers)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rpartition(".")[2] in ON_BOTH:
+        own = metafunc.definition.get_closest_marker("sqlite")
+        metafunc.parametrize("_on", ["sqlite"] if own else ["sqlite", POSTGRESQL], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _on(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Which database the test runs on."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield
+        return
+    if programs() is None:
+        pytest.skip("needs PostgreSQL: make peers")
+    SERVERS.wanted = True
+    yield
+    SERVERS.wanted = False
+    SERVERS.tidy()
+
+
+async def _furnish(url: str) -> None:
+    database = database_at(url)
+    if isinstance(database, PostgreSQL):
+        await database.migrate()
+    store = Store(database, FrozenClock(), SHANGHAI)
     try:
         async with store.write() as tx:
             await _people_and_outlets(tx, _records({}))
@@ -177,10 +258,8 @@ async def open_house(
 ) -> AsyncIterator[House]:  # fmt: skip
     """A house on ``folder``; opening it again finds what was there. ``more``: outlets beside the usual ones."""
     time = clock or FrozenClock()
-    if not (folder / "distributor.db").exists():
-        shutil.copyfile(_furnished_database(), folder / "distributor.db")
     settings = Settings(data_dir=folder, site_url="http://site.example/")
-    store = await Store.open(folder / "distributor.db", time, SHANGHAI)
+    store = await Store.open(await asyncio.to_thread(database_in, folder), time, SHANGHAI)
     try:
         scripts: dict[str, Script] = {}
         records = _records(scripts)

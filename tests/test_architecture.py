@@ -15,6 +15,7 @@ FLOORS = (
     {"channel", "counting", "settings", "messages"},
     {"http", "model"},
     {"migrations"},
+    {"database"},
     {"store", "sandbox"},
     {"outlets"},
     {"desk", "dispatch", "tally", "backup"},
@@ -28,7 +29,7 @@ FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in mod
 SCHEDULER_REACHES = FLOOR["engine"]  # scheduler.py implements the engine's seam and knows nothing above it
 
 CHANNELS_MAY_USE = {"channel", "text", "files", "http", "errors"}
-SQL_LIVES_IN = {"store", "tally", "migrations", "backup"}
+SQL_LIVES_IN = {"database", "store", "tally", "migrations", "backup"}
 SQL_PACKAGES = {"sqlalchemy", "sqlmodel", "sqlite3", "aiosqlite", "asyncpg", "alembic"}
 SQL_VERBS = {"select", "insert", "update", "delete", "exec_driver_sql"}
 CATCHES_EVERYTHING = {"outlets", "dispatch"}  # loading a plug-in, calling a channel

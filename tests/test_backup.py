@@ -32,11 +32,11 @@ async def test_a_restored_backup_goes_on_where_it_was_taken(tmp_path: Path) -> N
 
 
 async def test_a_second_backup_brings_only_what_is_new(house: House, tmp_path: Path) -> None:
-    data = house.store.path.parent
+    data = house.store.database.path.parent
     house.blobs.put(b"one")
-    await asyncio.to_thread(back_up, data, house.store.path, tmp_path / "copy")
+    await asyncio.to_thread(back_up, data, house.store.database.path, tmp_path / "copy")
     house.blobs.put(b"two")
-    copied = await asyncio.to_thread(back_up, data, house.store.path, tmp_path / "copy")
+    copied = await asyncio.to_thread(back_up, data, house.store.database.path, tmp_path / "copy")
     assert copied.files == 1
 
 

@@ -158,7 +158,7 @@ def test_check_shows_each_settings_source_and_every_outlet(desk: Desk) -> None:
     assert [(row["id"], row["status"]) for row in done["outlets"]] == [
         ("site", "ready"), ("feed", "ready"), ("tv", "ready"),
     ]  # fmt: skip
-    assert done["dispatcher"] is None
+    assert done["dispatchers"] == []
 
 
 def test_an_outlet_that_is_configured_wrong_fails_the_check_and_names_the_key(desk: Desk) -> None:

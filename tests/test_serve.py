@@ -110,7 +110,7 @@ def test_the_whole_way_beside_a_running_service(town: Town, server: "subprocess.
     for stage in ("first", "second", "final"):
         do(town, "vote", "water", "--stage", stage, person=stage)
     planned = do(town, "publish", "water", "--to", "all")
-    assert planned["dispatcher"] == server.pid
+    assert planned["dispatchers"] == [str(server.pid)]
 
     page = do(town, "story", "--show", "water")["story"]["permalink"]
     assert page.startswith(f"{town.address}/site/")
@@ -151,7 +151,7 @@ def test_it_ends_cleanly_when_asked(town: Town, server: "subprocess.Popen[str]",
     server.send_signal(asked)
     assert server.wait(timeout=20) == 0
     assert "Traceback" not in (town.folder / "serve.log").read_text(encoding="utf-8")
-    assert do(town, "check")["dispatcher"] is None
+    assert do(town, "check")["dispatchers"] == []
 
 
 def test_a_port_that_is_taken_is_one_line(town: Town) -> None:

@@ -52,7 +52,7 @@ def mistakes_of(error: Unusable) -> list[tuple[str, Mapping[str, object]]]:
 def test_the_defaults_stand_for_one_machine_with_sqlite() -> None:
     settings = load_settings()
     assert settings.site_url == "http://127.0.0.1:8080/site/"
-    assert settings.database_url == "sqlite+aiosqlite:///data/distributor.db"
+    assert settings.database_url == "sqlite:///data/distributor.db"
     assert settings.zone.key == "Asia/Shanghai"
     assert {setting.source for setting in sources(settings)} == {"default"}
 

@@ -164,7 +164,7 @@ class District(RuleBasedStateMachine):
             Path(self.folder.name), FrozenClock(MORNING), {f"{name}": ("rmt", c) for name, c in self.channels.items()}
         )
         self.house: House = self.run(self.opened.__aenter__())
-        with sqlite3.connect(self.house.store.path) as connection:
+        with sqlite3.connect(self.house.store.database.path) as connection:
             connection.executescript(WAYS_OF_WRITING)
         connection.close()
         self.edits = 0

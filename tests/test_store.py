@@ -10,11 +10,12 @@ from typing import Any
 import alembic.command
 import alembic.config
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
-from distributor import store as store_module
+from distributor import database as database_module
 from distributor.channel import Level, Proof, Receipt
+from distributor.database import SQLiteFile, migrate
 from distributor.errors import Stale, Unusable
 from distributor.model import (
     Action,
@@ -29,33 +30,34 @@ from distributor.model import (
     Story,
     StoryState,
 )
-from distributor.store import Settled, Store, Work, migrate
+from distributor.store import Settled, Store, Work
 from distributor.testing import FrozenClock
-from tests.conftest import SHANGHAI, House, manuscript, open_house
+from tests.conftest import SHANGHAI, House, database_in, manuscript, open_house
 
 S = DeliveryState
 LEASE = timedelta(minutes=1)
 
 
 # ── schema ──────────────────────────────────────────────────────────────────────────────────────────────────
-def config_of(path: Path) -> alembic.config.Config:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(store_module.__file__).parent / "migrations"))
-    config.set_main_option("sqlalchemy.url", f"sqlite:///{path}")
-    return config
-
-
+@pytest.mark.sqlite
 def test_an_empty_file_becomes_a_database_that_the_model_describes(tmp_path: Path) -> None:
     path = tmp_path / "new.db"
-    migrate(f"sqlite:///{path}")
-    alembic.command.check(config_of(path))  # raises when the model and the migrations differ
+    migrate(path)
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(database_module.__file__).parent / "migrations"))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.check(config)  # raises when the model and the migrations differ
+    engine.dispose()
 
 
+@pytest.mark.sqlite
 def test_migrating_again_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "new.db"
-    migrate(f"sqlite:///{path}")
+    migrate(path)
     before = _dump(path)
-    migrate(f"sqlite:///{path}")
+    migrate(path)
     assert _dump(path) == before
 
 
@@ -67,36 +69,40 @@ def _dump(path: Path) -> list[str]:
         connection.close()
 
 
+@pytest.mark.sqlite
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "newer.db"
-    migrate(f"sqlite:///{path}")
+    migrate(path)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     before = path.read_bytes()
     with pytest.raises(Unusable) as caught:
-        migrate(f"sqlite:///{path}")
+        migrate(path)
     assert caught.value.code == "database_newer"
     assert path.read_bytes() == before
 
 
+@pytest.mark.sqlite
 def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "letter.db"
     path.write_text("这不是数据库。" * 500)
     before = path.read_bytes()
     with pytest.raises(Unusable) as caught:
-        migrate(f"sqlite:///{path}")
+        migrate(path)
     assert caught.value.code == "database_refused"
     assert path.read_bytes() == before
 
 
+@pytest.mark.sqlite
 async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unusable) as caught:
-        await Store.open(tmp_path / "file" / "distributor.db", FrozenClock(), SHANGHAI)
+        await Store.open(SQLiteFile(tmp_path / "file" / "distributor.db"), FrozenClock(), SHANGHAI)
     assert caught.value.code == "database_refused"
 
 
+@pytest.mark.sqlite
 async def test_what_was_committed_survives_a_power_cut(house: House) -> None:
     async with house.store.write() as tx:
         found = [(await tx.rows(text(f"PRAGMA {name}")))[0][0] for name in ("journal_mode", "synchronous")]
@@ -131,20 +137,22 @@ async def test_a_transaction_that_fails_leaves_no_trace(house: House) -> None:
         assert await reading.audit() == []
 
 
+@pytest.mark.sqlite
 async def test_another_connections_commit_is_noticed_and_a_read_is_not(house: House) -> None:
-    seen = house.store.changes()
+    seen = house.store.database.changes()
     async with house.store.read() as tx:
         await tx.units()
-    assert house.store.changes() == seen
+    assert house.store.database.changes() == seen
     async with house.store.write() as tx:
         await tx.audit_line("editor", "write", "story:water")
-    assert house.store.changes() != seen
+    assert house.store.database.changes() != seen
 
 
+@pytest.mark.sqlite
 async def test_a_database_that_lost_a_table_says_so(house: House) -> None:
     async with house.store.write() as tx:
         await tx.rows(text("PRAGMA foreign_keys"))
-        connection = sqlite3.connect(house.store.path)
+        connection = sqlite3.connect(house.store.database.path)
     connection.execute("DROP TABLE play")
     connection.execute("ALTER TABLE unit RENAME TO unit_away")
     connection.commit()
@@ -156,22 +164,21 @@ async def test_a_database_that_lost_a_table_says_so(house: House) -> None:
 
 
 # ── append-only ─────────────────────────────────────────────────────────────────────────────────────────────
-async def test_evidence_is_never_changed_or_deleted(house: House) -> None:
+@pytest.mark.parametrize("table", ["audit_line", "ledger_line", "receipt"])
+async def test_evidence_is_never_changed_or_deleted(house: House, table: str) -> None:
     await house.published()
-    connection = sqlite3.connect(house.store.path)
-    try:
-        for table in ("audit_line", "ledger_line", "receipt"):
-            before = connection.execute(f"SELECT * FROM {table}").fetchall()
-            assert before, table
-            changes = [f"UPDATE {table} SET id = id + 1000"]
-            if table != "receipt":  # a receipt goes with its delivery, when that is old enough
-                changes.append(f"DELETE FROM {table}")
-            for change in changes:
-                with pytest.raises(sqlite3.DatabaseError, match="append"):
-                    connection.execute(change)
-            assert connection.execute(f"SELECT * FROM {table}").fetchall() == before
-    finally:
-        connection.close()
+    async with house.store.read() as tx:
+        before = await tx.rows(text(f"SELECT * FROM {table} ORDER BY id"))
+    assert before
+    changes = [f"UPDATE {table} SET id = id + 1000"]
+    if table != "receipt":  # a receipt goes with its delivery, when that is old enough
+        changes.append(f"DELETE FROM {table}")
+    for change in changes:
+        with pytest.raises((IntegrityError, Unusable), match="append-only"):
+            async with house.store.write() as tx:
+                await tx.rows(text(change))
+    async with house.store.read() as tx:
+        assert await tx.rows(text(f"SELECT * FROM {table} ORDER BY id")) == before
 
 
 async def test_a_count_is_written_once_whatever_asks_for_it(house: House) -> None:
@@ -240,10 +247,10 @@ async def crowded(house: House) -> House:
 async def test_eight_workers_are_handed_each_lane_once(crowded: House) -> None:
     async def worker() -> list[str]:
         mine: list[str] = []
-        store = Store(crowded.store.path, crowded.clock, SHANGHAI)
+        store = Store(database_in(crowded.settings.data_dir), crowded.clock, SHANGHAI)
         try:
             while True:
-                async with store.write() as tx:
+                async with store.work() as tx:
                     claimed = await tx.claim(limit=7, lease=LEASE)
                 if not claimed:
                     return mine
@@ -456,31 +463,33 @@ async def test_withdrawals_are_handed_out_before_urgent_before_normal(house: Hou
 HOLDER = """
 import sys, pathlib, zoneinfo
 from distributor.store import Store
+from distributor.database import SQLiteFile
 from distributor.clock import SystemClock
-store = Store(pathlib.Path(sys.argv[1]), SystemClock(), zoneinfo.ZoneInfo("Asia/Shanghai"))
-store.lock_dispatcher()
+store = Store(SQLiteFile(pathlib.Path(sys.argv[1])), SystemClock(), zoneinfo.ZoneInfo("Asia/Shanghai"))
+store.database.lock_dispatcher()
 print("held", flush=True)
 sys.stdin.read()
 """
 
 
+@pytest.mark.sqlite
 async def test_a_second_dispatcher_is_refused_with_the_pid_and_comes_in_when_the_first_dies(house: House) -> None:
     pipe = asyncio.subprocess.PIPE
     holder = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", HOLDER, str(house.store.path), stdin=pipe, stdout=pipe
+        sys.executable, "-c", HOLDER, str(house.store.database.path), stdin=pipe, stdout=pipe
     )
     try:
         assert holder.stdout is not None
         assert await asyncio.wait_for(holder.stdout.readline(), 60) == b"held\n"
         with pytest.raises(Unusable) as caught:
-            house.store.lock_dispatcher()
+            house.store.database.lock_dispatcher()
         assert (caught.value.code, caught.value.facts["pid"]) == ("dispatcher_running", str(holder.pid))
-        assert house.store.dispatcher_pid() == holder.pid
+        assert house.store.database.dispatcher_pid() == holder.pid
     finally:
         holder.kill()  # SIGKILL: it has no chance to tidy up
         await holder.wait()
-    assert house.store.dispatcher_pid() is None
-    house.store.lock_dispatcher()
+    assert house.store.database.dispatcher_pid() is None
+    house.store.database.lock_dispatcher()
 
 
 async def test_a_house_that_is_opened_again_finds_what_was_there(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ async def test_it_is_ready_while_its_dispatcher_runs_and_not_once_that_died(hous
 
 async def test_it_is_not_ready_while_its_database_cannot_be_read(house: House, client: Any) -> None:
     assert (await client.get("/readyz")).status == 200
-    connection = sqlite3.connect(house.store.path)
+    connection = sqlite3.connect(house.store.database.path)
     connection.execute("ALTER TABLE unit RENAME TO unit_away")
     connection.commit()
     connection.close()

@@ -43,6 +43,7 @@ from distributor.channel import (
     profile_hash,
 )
 from distributor.clock import SimulatedClock
+from distributor.database import SQLiteFile, migrate
 from distributor.desk import Desk, Manuscript
 from distributor.dispatch import Dispatcher, Policy
 from distributor.errors import Stale
@@ -62,7 +63,7 @@ from distributor.model import (
 )
 from distributor.outlets import OutletConfig, OutletRecord, Outlets, OutletStatus, asset
 from distributor.settings import Settings
-from distributor.store import Store, migrate
+from distributor.store import Store
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 MORNING = datetime(2021, 8, 16, 0, 0, tzinfo=UTC)  # 08:00 in the district
@@ -201,7 +202,7 @@ class Life:
 
     def __init__(self, folder: Path, url: str, outlets: tuple[str, ...], clock: SimulatedClock) -> None:
         self.folder, self.url, self.names, self.clock = folder, url, outlets, clock
-        self.store = Store(folder / "distributor.db", clock, SHANGHAI)
+        self.store = Store(SQLiteFile(folder / "distributor.db"), clock, SHANGHAI)
         self.blobs = Meddling(folder / "blobs")
         self.report = Report()
         self._done: set[str] = set()
@@ -237,7 +238,7 @@ class Life:
     # ── before anything can be killed
     async def prepare(self) -> None:
         """The district, and four approved stories, two of them planned."""
-        await asyncio.to_thread(migrate, f"sqlite:///{self.store.path}")
+        await asyncio.to_thread(migrate, self.store.database.path)
         async with self.store.write() as tx:
             await tx.put(Unit(code="rmt", name="区融媒体中心", kind=UnitKind.MEDIA_CENTER))
             await tx.put(NewsColumn(slug="news", name="要闻"))
@@ -269,7 +270,7 @@ class Life:
     # ── from here to the end
     async def live(self) -> Report:
         """Take the dispatcher lock, free the dead one's leases, and live on as `engine.Embedded` does."""
-        self.store.lock_dispatcher()
+        self.store.database.lock_dispatcher()
         await self._look_back()
         async with self.store.write() as tx:
             self.report.freed = await tx.release_leases()
@@ -380,7 +381,7 @@ class Life:
             asyncio.run(self._withdraw_from_outside())
 
     async def _withdraw_from_outside(self) -> None:
-        store = Store(self.store.path, self.clock, SHANGHAI)
+        store = Store(SQLiteFile(self.store.database.path), self.clock, SHANGHAI)
         try:
             await self._desk(store).withdraw("editor", "fog", "写错了")
         except Stale:
