@@ -5,8 +5,9 @@ import hmac
 import importlib.metadata
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from distributor.database import SQLiteFile, database_at
 from distributor.desk import Desk
 from distributor.dispatch import Dispatcher, Policy
 from distributor.errors import Refused, Unusable
-from distributor.files import Blobs
+from distributor.files import TEMPORARY_PREFIX, Blobs
 from distributor.hours import parse
 from distributor.intake import Draft
 from distributor.model import (
@@ -192,15 +193,20 @@ def _lane(lane: Lane | None, record: OutletRecord) -> Lane:
 
 
 def _inbound_key(data_dir: Path) -> bytes:
-    """A random key of this installation, made at the first start, readable by its owner alone."""
+    """A random key of this installation, made at the first start, readable by its owner alone.
+
+    Of several hosts that start together one makes it: it appears whole, and never a second time.
+    """
     path = data_dir / "inbound.key"
     try:
         if not path.exists():
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            data_dir.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=data_dir)  # mode 0600
             with os.fdopen(handle, "wb") as out:
                 out.write(secrets.token_bytes(32))
-        return path.read_bytes()
-    except FileExistsError:
+            with suppress(FileExistsError):
+                os.link(name, path)
+            Path(name).unlink()
         return path.read_bytes()
     except OSError as error:
         raise Unusable("disk_refused", path=str(path), why=error.strerror or str(error)) from error

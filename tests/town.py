@@ -109,12 +109,13 @@ class Town:
         return path
 
 
-def build(folder: Path, port: int = 8080) -> Town:
-    """Write the two files of an installation below ``folder``."""
+def build(folder: Path, port: int = 8080, more: str = "") -> Town:
+    """Write the two files of an installation below ``folder``; ``more``: further lines of the settings."""
     folder.mkdir(parents=True, exist_ok=True)
     address = f"http://127.0.0.1:{port}"
     (folder / "distributor.toml").write_text(
-        f'district = "district.toml"\ndata_dir = "data"\nport = {port}\npublic_url = "{address}"\n', encoding="utf-8"
+        f'district = "district.toml"\ndata_dir = "data"\nport = {port}\npublic_url = "{address}"\n{more}',
+        encoding="utf-8",
     )
     (folder / "district.toml").write_text(DISTRICT, encoding="utf-8")
     return Town(folder, address)
