@@ -5,13 +5,15 @@ PYTHON ?= python3
 ONCE ?=
 PORT ?= 8080
 TESTS ?=
+ROWS ?=
 
 BIN := .venv/bin
 HASH := $(shell cksum < pyproject.toml | tr ' ' '-')
 BASE := .venv/.ready-$(HASH)
 DEV := .venv/.ready-dev-$(HASH)
+BENCH := .venv/.ready-bench-$(HASH)
 
-.PHONY: demo test lint format wheel states peers clean
+.PHONY: demo test lint format wheel states bench peers clean
 .DEFAULT_GOAL := test
 
 demo: $(BASE)
@@ -31,6 +33,10 @@ format: $(DEV)
 
 wheel: $(DEV)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+# Figures of this machine into build/bench.json (tests/bench/README.md). Not part of the tests: nothing fails here.
+bench: $(BENCH)
+	$(BIN)/python -m tests.bench $(ROWS)
 
 # The diagrams in the documents, from the moves tables.
 states: $(BASE)
@@ -60,3 +66,7 @@ $(DEV): | .venv/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,cluster]'
 	@rm -f .venv/.ready-*
 	@touch $(BASE) $@
+
+$(BENCH): | $(DEV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@touch $@
