@@ -2,7 +2,8 @@
 
 ``python -m tests.bench.receiver`` prints its port and serves until its standard input ends, so that it can't outlive
 whoever started it. ``POST /…`` is an item: answered with a platform's JSON, noted by its idempotency key; below
-``/wait/<milliseconds>/`` it is answered that much later. ``GET /seen`` gives what came since ``POST /forget``.
+``/wait/<milliseconds>/`` it is answered that much later. ``GET /posts`` and ``GET /seen`` give what came since
+``POST /forget``.
 
 Times are CLOCK_MONOTONIC, which all processes of one machine share.
 """
@@ -63,6 +64,9 @@ class _Platform(asyncio.Protocol):
         verb, path, _ = request.split(" ", 2)
         closing = named.get("connection", "").lower() == "close"
         kind = type(self)
+        if verb == "GET" and path == "/posts":
+            self._say({"posts": kind.posts}, closing)
+            return
         if verb == "GET":
             self._say({"posts": kind.posts, "connections": kind.connections, "open_most": kind.open_most,
                        "first": kind.first}, closing)  # fmt: skip
@@ -132,6 +136,10 @@ class Receiver:
     def seen(self) -> Seen:
         """What came since `forget`."""
         return Seen(**self._ask("GET", "/seen"))
+
+    def posts(self) -> int:
+        """How many came since `forget`."""
+        return int(self._ask("GET", "/posts")["posts"])
 
     def _ask(self, verb: str, path: str) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
