@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.bench.poster import outlet_ids
 from tests.bench.receiver import Receiver
-from tests.bench.sides import CONCURRENCY, Failed, Job, Stopwatch, cpu_of, memory
+from tests.bench.sides import CONCURRENCY, TIED, Failed, Job, Stopwatch, cpu_of, memory
 
 
 def missing() -> str:
@@ -36,7 +36,7 @@ async def post(job: Job) -> dict[str, Any]:
             task.delay(each)
         sent = sending.seconds
         with _stopped(subprocess.Popen(  # noqa: ASYNC220  # nothing else runs in this loop
-            [sys.executable, "-m", "celery", "-A", "tests.bench.celery_app", "worker", "--pool", "threads",
+            [*TIED, sys.executable, "-m", "celery", "-A", "tests.bench.celery_app", "worker", "--pool", "threads",
              "--concurrency", str(CONCURRENCY), "--loglevel", "WARNING", "--without-gossip", "--without-mingle",
              "--without-heartbeat"],
             stdout=subprocess.DEVNULL,
@@ -59,7 +59,7 @@ def _redis(folder: Path) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", "",
+    command = [*TIED, "redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", "",
                "--appendonly", "yes", "--appendfsync", "everysec"]  # fmt: skip
     with _stopped(subprocess.Popen(command, stdout=subprocess.DEVNULL)):
         _reachable(port)

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def machine() -> dict[str, Any]:
     """What the figures were taken on. No name of the machine or of its place."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "cores": len(os.sched_getaffinity(0)),
         "words": f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GB",
         "load_before": round(os.getloadavg()[0], 2),

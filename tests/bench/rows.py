@@ -100,11 +100,9 @@ def _grown(name: str, bench: Bench, folder: str, outlets: int, more: dict[str, A
     yield line(f"{name}.claim", found["claims"], "ms", None, "64 lanes")
     yield line(f"{name}.settle", found["settles"], "ms", None, "64 rows")
     yield line(f"{name}.memory", [found["rss_most"]], "MB")
-    if more:
-        kept = outlets * 100
-        yield line(
-            f"{name}.bytes", [found["size"] / kept], "bytes", None, f"of database for each of {kept:,} deliveries"
-        )
+    if grown := found["bytes"]:
+        yield line(f"{name}.bytes", [sum(grown.values())], "bytes", None, "delivery, attempt, receipt, count, indexes")
+        yield line(f"{name}.ledger_bytes", [grown["ledger_line"]], "bytes", None, "the count alone, kept for ever")
 
 
 def _roundtrip(bench: Bench) -> Iterable[Line]:

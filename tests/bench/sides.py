@@ -19,6 +19,8 @@ from distributor import logs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONCURRENCY = 64  # Settings.concurrency as shipped; everybody has as many calls under way
+# A program that dies with whoever started it, however that ends: nothing is left behind.
+TIED = ("setpriv", "--pdeathsig", "KILL")
 
 SIDES = {  # imported in the process that needs it: what a side has in memory is its own matter
     "bare": "tests.bench.bare:post",
@@ -65,7 +67,7 @@ def run(job: Job, *, timeout: float) -> dict[str, Any]:
     with (folder / "said").open("wb") as said:
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "tests.bench.sides", json.dumps(asdict(job))], cwd=ROOT, timeout=timeout,
+                [*TIED, sys.executable, "-m", "tests.bench.sides", json.dumps(asdict(job))], cwd=ROOT, timeout=timeout,
                 stdout=subprocess.PIPE, stderr=said, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
