@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.lines import Line, Target, failed, line, skipped
-from tests.bench.receiver import Receiver
+from tests.bench.receiver import Receiver, Seen
 from tests.bench.sides import Failed, Job, run
 
 USUAL = 10_000  # outlets of the race
@@ -51,14 +51,23 @@ class Bench:
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         self.receiver.forget()
-        if self.profiles is not None and side == "ours":
+        if self.profiles is not None and side in ("ours", "growth"):
             more = {**more, "profile": str(self.profiles / f"{name}.txt")}
         found = run(Job(side, str(folder), self.receiver.port, n, more), timeout=timeout)
         shutil.rmtree(folder, ignore_errors=True)
         seen = self.receiver.seen()
-        if not seen.posts == len(seen.first) == found.get("posts", found["done"]):
-            raise Failed(f"{name}: {found['done']} done, but {seen.posts} posts of {len(seen.first)} items came")
+        hold_against(name, found, seen)
         return {**found, "connections": seen.connections, "at_once": seen.open_most}
+
+
+def hold_against(name: str, found: dict[str, Any], seen: Seen) -> None:
+    """What a side says against what the platform saw: each item once, and as many.
+
+    Raises:
+        Failed: they differ.
+    """
+    if not seen.posts == len(seen.first) == found.get("posts", found["done"]):
+        raise Failed(f"{name}: {found['done']} done, but {seen.posts} posts of {len(seen.first)} items came")
 
 
 Found = dict[str, list[dict[str, Any]] | str]  # by runner: what each repeat found, or why there is nothing
