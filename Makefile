@@ -46,7 +46,7 @@ states: $(BASE)
 # Programs that some tests run against; needs root on Debian.
 peers:
 	apt-get update -q
-	apt-get install -y -q --no-install-recommends chromium
+	apt-get install -y -q --no-install-recommends chromium redis-server
 
 clean:
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

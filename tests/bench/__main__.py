@@ -1,15 +1,19 @@
 """``make bench``: take the figures, print a table, write ``build/bench.json``. Exit code 0 also where one is missed."""
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+from tests.bench import cluster
 from tests.bench.lines import machine, table, write
 from tests.bench.race import Bench
 from tests.bench.receiver import receiver
 from tests.bench.rows import ROWS, take
+from tests.peers.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -30,10 +34,18 @@ def main() -> None:
     if asked.profile:
         profiles = asked.out.parent / "profile"
         profiles.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # as an exception: what was started is stopped
+    rows = asked.only or ROWS
     facts, began = machine(), time.monotonic()
-    with receiver() as platform, tempfile.TemporaryDirectory(prefix="distributor-bench-") as folder:
-        bench = Bench(platform, Path(folder), asked.outlets, asked.repeats, profiles)
-        lines = take(bench, asked.only or ROWS, _say)
+    with ExitStack() as started:
+        server = None
+        if "postgres" in rows and not cluster.missing():
+            server = PostgresServer()  # durable, as an operator would run it
+            started.callback(server.stop)
+            server.start()
+        folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="distributor-bench-")))
+        platform = started.enter_context(receiver())
+        lines = take(Bench(platform, folder, asked.outlets, asked.repeats, server, profiles), rows, _say)
     facts["seconds"] = round(time.monotonic() - began)
     write(asked.out, lines, facts)
     print(table(lines))

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 from tests.bench.poster import outlet_ids
 from tests.bench.receiver import Receiver
-from tests.bench.sides import CONCURRENCY, TIED, Failed, Job, Stopwatch, cpu_of, memory
+from tests.bench.sides import CONCURRENCY, TIED, Failed, Job, Stopwatch, cpu_of, memory, stopped
 
 
 def missing() -> str:
@@ -35,7 +34,7 @@ async def post(job: Job) -> dict[str, Any]:
         for each in outlet_ids(job.n):
             task.delay(each)
         sent = sending.seconds
-        with _stopped(subprocess.Popen(  # noqa: ASYNC220  # nothing else runs in this loop
+        with stopped(subprocess.Popen(  # noqa: ASYNC220  # nothing else runs in this loop
             [*TIED, sys.executable, "-m", "celery", "-A", "tests.bench.celery_app", "worker", "--pool", "threads",
              "--concurrency", str(CONCURRENCY), "--loglevel", "WARNING", "--without-gossip", "--without-mingle",
              "--without-heartbeat"],
@@ -61,7 +60,7 @@ def _redis(folder: Path) -> Iterator[int]:
         port = probe.getsockname()[1]
     command = [*TIED, "redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", "",
                "--appendonly", "yes", "--appendfsync", "everysec"]  # fmt: skip
-    with _stopped(subprocess.Popen(command, stdout=subprocess.DEVNULL)):
+    with stopped(subprocess.Popen(command, stdout=subprocess.DEVNULL)):
         _reachable(port)
         yield port
 
@@ -76,17 +75,3 @@ def _reachable(port: int) -> None:
                 raise Failed("redis-server does not answer") from error
         else:
             return
-
-
-@contextmanager
-def _stopped(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
-    """The process while the block lasts; asked to end after it, and made to when it doesn't."""
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=5)

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from distributor import http
 from distributor.clock import Clock, SystemClock
+from distributor.database import SQLiteFile
 from distributor.desk import Desk, Manuscript
 from distributor.dispatch import Dispatcher, Policy
 from distributor.files import Blobs
@@ -20,6 +21,7 @@ from tests.bench.poster import CHANNELS, TEXT, TITLE, outlet_ids
 ZONE = ZoneInfo("Asia/Shanghai")
 UNITS = 16
 EVERYBODY = "all"
+STAGES = ("first", "second", "final")
 
 
 def unit_of(outlet_id: str) -> str:
@@ -37,16 +39,17 @@ class Parts:
     dispatcher: Dispatcher
     clock: Clock
 
-    async def approved(self, story: str, **more: object) -> None:
-        """Write a story and have it signed by everybody who must."""
-        given: dict[str, object] = {
-            "title": TITLE, "html": f"<p>{TEXT}</p>", "text": TEXT, "unit": "u00", "column": "news",
-        }  # fmt: skip
-        await self.desk.write("editor", story, Manuscript(**{**given, **more}))  # type: ignore[arg-type]
-        submitted = await self.desk.submit("editor", story)
-        if submitted.needs_votes:
-            for stage in ("first", "second", "final"):
-                await self.desk.vote(stage, story, stage)
+
+async def approve(desk: Desk, story: str, **more: object) -> None:
+    """Write a story and have it signed by everybody who must."""
+    given: dict[str, object] = {
+        "title": TITLE, "html": f"<p>{TEXT}</p>", "text": TEXT, "unit": "u00", "column": "news",
+    }  # fmt: skip
+    await desk.write("editor", story, Manuscript(**{**given, **more}))  # type: ignore[arg-type]
+    submitted = await desk.submit("editor", story)
+    if submitted.needs_votes:
+        for stage in STAGES:
+            await desk.vote(stage, story, stage)
 
 
 @asynccontextmanager
@@ -54,12 +57,12 @@ async def open_district(folder: Path, n: int, kind: str, address: str) -> AsyncI
     """``n`` outlets of one kind, each with an address of its own below ``address``.
 
     The composition is that of `distributor.app.open_distributor`, without reading a district file of ``n`` tables and
-    comparing it row by row with the database: that is done once at a start and is measured by itself.
+    comparing it with the database: that is done once at a start and is measured by itself.
     """
     settings = Settings(data_dir=folder, outbound_allow=("127.0.0.1",))
     clock = SystemClock()
     session = http.session(http.OutboundPolicy(settings.outbound_allow))
-    store = await Store.open(folder / "distributor.db", clock, ZONE)
+    store = await Store.open(SQLiteFile(folder / "distributor.db"), clock, ZONE)
     try:
         ours = {name: ChannelRecord(name, "bench", OutletStatus.READY, channel=each) for name, each in CHANNELS.items()}
         configs = [
@@ -90,7 +93,7 @@ async def _furnish(tx: Writing, outlets: Outlets) -> None:
         await tx.put(Unit(code=f"u{nth:02d}", name=f"单位{nth}", kind=kind))
     await tx.put(NewsColumn(slug="news", name="要闻"))
     await tx.put(Person(id="editor", name="编辑甲", unit="u00"))
-    for stage in ("first", "second", "final"):
+    for stage in STAGES:
         await tx.put(Person(id=stage, name=stage, unit="u00", stages=[stage]))
     await tx.add_many(
         Outlet,
@@ -102,3 +105,28 @@ async def _furnish(tx: Writing, outlets: Outlets) -> None:
     )  # fmt: skip
     await tx.add_many(Lane, [{"outlet_id": each.id} for each in outlets])
     await tx.put(OutletGroup(id=EVERYBODY, title="全部终端", members=[each.id for each in outlets]))
+
+
+def write_installation(folder: Path, n: int, kind: str, address: str, database: str) -> Path:
+    """The same district as files, for the program's own commands; returns the settings file."""
+    tables = ['name = "示例区"', '[[columns]]\nslug = "news"\nname = "要闻"']
+    for nth in range(UNITS):
+        kind_of_unit = "township" if nth else "media_center"
+        tables.append(f'[[units]]\ncode = "u{nth:02d}"\nname = "单位{nth}"\nkind = "{kind_of_unit}"')
+    tables.append('[[people]]\nid = "editor"\nname = "编辑甲"\nunit = "u00"')
+    for stage in STAGES:
+        tables.append(f'[[people]]\nid = "{stage}"\nname = "{stage}"\nunit = "u00"\nstages = ["{stage}"]')
+    tables.append(f'[[groups]]\nid = "{EVERYBODY}"\ntitle = "全部终端"\neverything = true')
+    for each in outlet_ids(n):
+        config = f'[outlets.config]\naddress = "{address}/{each}"' if address else ""
+        tables.append(
+            f'[[outlets]]\nid = "{each}"\nunit = "{unit_of(each)}"\nchannel = "{kind}"\ntitle = "{each}"\n{config}'
+        )
+    (folder / "district.toml").write_text("\n".join(tables), encoding="utf-8")
+    (folder / "data").mkdir()
+    settings = folder / "distributor.toml"
+    settings.write_text(
+        f'data_dir = "{folder}/data"\ndistrict = "district.toml"\ndatabase = "{database}"\n'
+        'outbound_allow = ["127.0.0.1"]\n', encoding="utf-8",
+    )  # fmt: skip
+    return settings

@@ -17,9 +17,9 @@ from distributor.app import open_distributor
 from distributor.channel import Importance, Level, Proof, Receipt
 from distributor.engine import Embedded
 from distributor.model import Action, DeliveryState
-from distributor.settings import Settings, load_district
+from distributor.settings import load_district, load_settings
 from distributor.store import Claimed, Settled
-from tests.bench.district import EVERYBODY, Parts, open_district
+from tests.bench.district import EVERYBODY, Parts, approve, open_district, write_installation
 from tests.bench.look import looking
 from tests.bench.poster import outlet_ids
 from tests.bench.receiver import Receiver
@@ -109,7 +109,7 @@ async def running(parts: Parts) -> AsyncIterator[Running]:
 async def post(job: Job) -> dict[str, Any]:
     """One story to ``n`` outlets of ``more["kind"]``: delivered, settled, counted."""
     async with opened(job, job.more["kind"]) as parts:
-        await parts.approved("water")
+        await approve(parts.desk, "water")
         before = memory()
         async with running(parts) as run:
             planning = Stopwatch()
@@ -137,7 +137,7 @@ async def wake(job: Job) -> dict[str, Any]:
     committed: dict[str, float] = {}
     async with opened(job) as parts:
         for name in names:
-            await parts.approved(name)
+            await approve(parts.desk, name)
         async with running(parts) as run:
             for name in names:
                 await parts.desk.plan("editor", name, [EVERYBODY])
@@ -165,10 +165,10 @@ async def urgent(job: Job) -> dict[str, Any]:
     planning: list[float] = []
     async with opened(job) as parts:
         for name in normal:
-            await parts.approved(name)
+            await approve(parts.desk, name)
             await parts.desk.plan("editor", name, [EVERYBODY])
         for name in pressing:
-            await parts.approved(name, importance=Importance.URGENT)
+            await approve(parts.desk, name, importance=Importance.URGENT)
         async with running(parts) as run:
             if not await run.until(lambda: run.number("SELECT count(*) FROM ledger_line") > len(normal), 30):
                 raise Failed("nothing moves after 30 s")
@@ -196,7 +196,7 @@ async def growth(job: Job) -> dict[str, Any]:
     """``n`` outlets, ``more["history"]`` finished deliveries: what a plan, a claim and a settle take, and the drain."""
     async with opened(job) as parts:
         past = await _past(parts, job.more["history"]) if job.more.get("history") else {}
-        await parts.approved("water")
+        await approve(parts.desk, "water")
         planning = Stopwatch()
         await parts.desk.plan("editor", "water", [EVERYBODY])
         planned = planning.seconds
@@ -220,11 +220,11 @@ async def _by_hand(parts: Parts, times: int) -> dict[str, Any]:
     """Milliseconds of a claim of 64 lanes and of the settle of their rows, without anybody sending."""
     claims, settles = [], []
     for _ in range(times):
-        async with parts.store.write() as tx:
+        async with parts.store.work() as tx:
             watch = Stopwatch()
             claimed = await tx.claim(limit=64, lease=timedelta(minutes=1))
             claims.append(watch.seconds * 1000)
-        async with parts.store.write() as tx:
+        async with parts.store.work() as tx:
             watch = Stopwatch()
             await tx.settle([_live(lane, tx.now) for lane in claimed])
             settles.append(watch.seconds * 1000)
@@ -246,7 +246,7 @@ async def _past(parts: Parts, rows: int) -> dict[str, float]:
     for each row, by table, indexes included.
     """
     outlet = outlet_ids(1)[0]
-    await parts.approved("past")
+    await approve(parts.desk, "past")
     await parts.desk.plan("editor", "past", [outlet])
     await parts.dispatcher.drain()
     with closing(sqlite3.connect(parts.settings.data_dir / "distributor.db", isolation_level=None)) as db:
@@ -310,18 +310,11 @@ def _multiply(db: sqlite3.Connection, table: str, told: dict[str, str], by: str)
 # ── how long a start takes ──────────────────────────────────────────────────────────────────────────────────
 async def start(job: Job) -> dict[str, Any]:
     """Opening a district file of ``n`` outlets: the first time, and again."""
-    folder = Path(job.folder)
-    tables = [
-        'name = "示例区"',
-        '[[columns]]\nslug = "news"\nname = "要闻"',
-        '[[units]]\ncode = "u00"\nname = "单位"\nkind = "media_center"',
-        *(f'[[outlets]]\nid = "{each}"\nunit = "u00"\nchannel = "crawl"\ntitle = "{each}"'
-          for each in outlet_ids(job.n)),
-    ]  # fmt: skip
-    (folder / "district.toml").write_text("\n".join(tables), encoding="utf-8")
+    settings = load_settings(write_installation(Path(job.folder), job.n, "crawl", address="", database=""))
+    assert settings.district is not None
     taken = []
     for _ in range(2):
         watch = Stopwatch()
-        async with open_distributor(Settings(data_dir=folder), load_district(folder / "district.toml")):
+        async with open_distributor(settings, load_district(settings.district)):
             taken.append(watch.seconds)
     return {"done": 0, "first": taken[0], "again": taken[1]}

@@ -10,6 +10,7 @@ from typing import Any
 from tests.bench.lines import Line, Target, failed, line, skipped
 from tests.bench.receiver import Receiver, Seen
 from tests.bench.sides import Failed, Job, run
+from tests.peers.postgres import PostgresServer
 
 USUAL = 10_000  # outlets of the race
 LONGEST = 40.0  # seconds after which a side is stopped; its rate is that of what it has done by then
@@ -34,6 +35,7 @@ class Bench:
     folder: Path
     outlets: int  # of the race
     repeats: int
+    server: PostgresServer | None  # of PostgreSQL; None: no row needs it
     profiles: Path | None  # where to write where the product's time goes; None: don't look
 
     def at_most(self, outlets: int) -> int:
@@ -53,11 +55,20 @@ class Bench:
         self.receiver.forget()
         if self.profiles is not None and side in ("ours", "growth"):
             more = {**more, "profile": str(self.profiles / f"{name}.txt")}
+        if side == "cluster":
+            assert self.server is not None
+            more = {**more, "database": self.server.create(_database(name))}
         found = run(Job(side, str(folder), self.receiver.port, n, more), timeout=timeout)
         shutil.rmtree(folder, ignore_errors=True)
         seen = self.receiver.seen()
         hold_against(name, found, seen)
+        if self.server is not None and side == "cluster":
+            self.server.drop(_database(name))
         return {**found, "connections": seen.connections, "at_once": seen.open_most}
+
+
+def _database(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def hold_against(name: str, found: dict[str, Any], seen: Seen) -> None:

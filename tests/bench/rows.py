@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tests.bench import celery_side
+from tests.bench import celery_side, cluster
 from tests.bench.lines import Line, Target, failed, line, percentile
 from tests.bench.race import Bench, Found, Runner, lines_of, race, ratios
 from tests.bench.sides import CONCURRENCY, Failed
@@ -18,11 +18,14 @@ BARE_CLOSING = Runner("bare_closing", "bare", {"keeps_connections": False})
 OURS = Runner("ours", "ours", {"kind": "bench_post"})
 OURS_ONCE = Runner("ours_once", "ours", {"kind": "bench_post_once"})
 CELERY = Runner("celery", "celery", {}, share=0.3, missing=celery_side.missing)
+POSTGRES_1 = Runner("postgres_1", "cluster", {"workers": 1}, missing=cluster.missing)
+POSTGRES_2 = Runner("postgres_2", "cluster", {"workers": 2}, missing=cluster.missing)
 
 # Who takes part in the race for which row, beside the product and the bare client.
 RACING: dict[str, tuple[Runner, ...]] = {
     "post": (BARE_CLOSING, OURS_ONCE),
     "memory": (),
+    "postgres": (POSTGRES_1, POSTGRES_2),
     "celery": (CELERY,),
 }
 TRANSACTIONS = (("plan_seconds", "s"), ("lanes_per_claim", ""), ("rows_per_settle", ""))
@@ -33,10 +36,21 @@ def _post(found: Found) -> Iterable[Line]:
     yield ratios("post.ratio", found, "ours", "bare", RATIO, "bare client keeps its connections")
     yield ratios("post.ratio_closing", found, "ours", "bare_closing", None, "bare client opens one for each POST")
     yield ratios("post.ratio_once", found, "ours_once", "bare", None, "outlet that is not idempotent")
+    yield _cpu(found)
     yield from lines_of("post.bare", found["bare"])
     yield from lines_of("post.bare_closing", found["bare_closing"])
     yield from lines_of("post.ours", found["ours"], TRANSACTIONS)
     yield from lines_of("post.ours_once", found["ours_once"], TRANSACTIONS)
+
+
+def _cpu(found: Found) -> Line:
+    """The same in processor time: what other work on the machine does to the clock of either side is not in it."""
+    ours, bare = found["ours"], found["bare"]
+    if isinstance(ours, str) or isinstance(bare, str):
+        return failed("post.ratio_cpu", "×", None, ours if isinstance(ours, str) else str(bare))
+    spent = [(theirs["cpu"] / theirs["done"]) / (mine["cpu"] / mine["done"])
+             for mine, theirs in zip(ours, bare, strict=True)]  # fmt: skip
+    return line("post.ratio_cpu", spent, "×", None, "CPU seconds of the bare client for one of ours")
 
 
 def _memory(found: Found) -> Iterable[Line]:
@@ -48,12 +62,27 @@ def _memory(found: Found) -> Iterable[Line]:
     yield line("memory.before", [each["rss_before"] for each in ours], "MB", None, "before its first delivery")
 
 
+def _postgres(found: Found) -> Iterable[Line]:
+    yield ratios(
+        "postgres.ratio_1", found, "postgres_1", "bare", RATIO, "one worker; bare client keeps its connections"
+    )
+    yield ratios("postgres.ratio_2", found, "postgres_2", "bare", None, "two workers, the server beside them")
+    yield ratios("postgres.second_worker", found, "postgres_2", "postgres_1", None, "two workers against one")
+    for name in ("postgres_1", "postgres_2"):
+        yield from lines_of(name.replace("_", "."), found[name], (("plan_seconds", "s"), ("lanes_per_claim", "")))
+
+
 def _celery(found: Found) -> Iterable[Line]:
     yield ratios("celery.ratio", found, "ours", "celery", AGAINST_CELERY, "the POSTs alone, on kept connections")
     yield from lines_of("celery.posts", found["celery"], (("enqueue_seconds", "s"),))
 
 
-RACED: dict[str, Callable[[Found], Iterable[Line]]] = {"post": _post, "memory": _memory, "celery": _celery}
+RACED: dict[str, Callable[[Found], Iterable[Line]]] = {
+    "post": _post,
+    "memory": _memory,
+    "postgres": _postgres,
+    "celery": _celery,
+}
 
 
 # ── by themselves ───────────────────────────────────────────────────────────────────────────────────────────

@@ -159,6 +159,7 @@ MEASURED = (
     ("post.ratio", "the product against the bare client that keeps its connections, in one run"),
     ("post.ratio_closing", "against the bare client that opens one for each"),
     ("post.ratio_once", "outlets that are not idempotent, against the bare client that keeps its connections"),
+    ("post.ratio_cpu", "the same in processor time, which other work on the machine does not change"),
     ("post.ours.cpu", "CPU seconds of the product for 10,000"),
     ("celery.ratio", "against Celery and Redis doing the POSTs alone"),
     ("postgres.ratio_1", "PostgreSQL, one worker, against the bare client"),

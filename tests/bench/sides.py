@@ -8,9 +8,12 @@ import asyncio
 import importlib
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ TIED = ("setpriv", "--pdeathsig", "KILL")
 
 SIDES = {  # imported in the process that needs it: what a side has in memory is its own matter
     "bare": "tests.bench.bare:post",
+    "cluster": "tests.bench.cluster:post",
     "celery": "tests.bench.celery_side:post",
     "ours": "tests.bench.product:post",
     "wake": "tests.bench.product:wake",
@@ -50,10 +54,6 @@ class Job:
 
 class Failed(Exception):
     """A side did not do what it was to do; its figure would mean nothing."""
-
-
-class NotHere(Exception):
-    """A side needs a program that this machine lacks; the message says how to get it."""
 
 
 def run(job: Job, *, timeout: float) -> dict[str, Any]:
@@ -106,6 +106,20 @@ def cpu_of(pid: int) -> float:
     """CPU seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100  # user and system, in ticks that Linux fixes at 1/100 s
+
+
+@contextmanager
+def stopped(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
+    """The process while the block lasts; asked to end after it, and made to when it doesn't."""
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=5)
 
 
 def main() -> None:

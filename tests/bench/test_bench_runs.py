@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench import celery_side, cluster
 from tests.bench.lines import Target, line, percentile, table
 from tests.bench.race import hold_against
 from tests.bench.receiver import Seen
@@ -14,22 +15,26 @@ from tests.bench.rows import ROWS
 from tests.bench.sides import ROOT, Failed
 
 OUTLETS = 20
-QUICK = tuple(row for row in ROWS if row not in ("celery",))
+QUICK = tuple(row for row in ROWS if row not in ("celery", "postgres"))  # these two start servers
+PEERS = {"celery": celery_side.missing, "postgres": cluster.missing}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a small run of every row wrote."""
-    out = tmp_path_factory.mktemp("bench") / "bench.json"
-    rows = [word for row in QUICK for word in ("--only", row)]
+def small_run(out: Path, rows: Sequence[str]) -> dict[str, Any]:
+    """What a run of some rows wrote, with few outlets and one repeat."""
+    only = [word for row in rows for word in ("--only", row)]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--outlets", str(OUTLETS), "--repeats", "1", "--out", str(out), *rows],
+        [sys.executable, "-m", "tests.bench", "--outlets", str(OUTLETS), "--repeats", "1", "--out", str(out), *only],
         cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     said: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     assert len(said["lines"]) == len(done.stdout.splitlines()) - 3  # a head, an empty line, a sum
     return said
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return small_run(tmp_path_factory.mktemp("bench") / "bench.json", QUICK)
 
 
 @pytest.mark.parametrize("row", QUICK)
@@ -40,6 +45,15 @@ def test_a_row_gives_lines_with_a_value(row: str, run: dict[str, Any]) -> None:
         assert set(each) == {"name", "value", "unit", "target", "holds", "then_holds", "note"}
         assert each["value"] is not None, each
         assert (each["holds"] is None) == (each["target"] is None)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("row", PEERS)
+def test_a_row_that_starts_servers_gives_lines_too(row: str, tmp_path: Path) -> None:
+    if why := PEERS[row]():
+        pytest.skip(why)
+    run = small_run(tmp_path / "bench.json", [row])
+    assert [each for each in run["lines"] if each["name"].startswith(f"{row}.") and each["value"] is None] == []
 
 
 def test_a_run_says_what_it_ran_on(run: dict[str, Any]) -> None:
