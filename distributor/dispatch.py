@@ -57,6 +57,7 @@ class Policy:
     first_delay: timedelta = timedelta(seconds=5)
     longest_delay: timedelta = timedelta(minutes=30)
     probe_every: timedelta = timedelta(minutes=1)
+    pace: timedelta = timedelta(milliseconds=20)  # between two claims while much is under way
     look_again: timedelta = timedelta(seconds=1)  # after what is due, and yet not to be had
     breaker_after: int = 5  # calls of one outlet that fail one after the other before it is left alone for a while
     breaker_first: timedelta = timedelta(seconds=30)
@@ -389,7 +390,8 @@ class Dispatcher:
         self._clock = clock
         self._policy = policy or Policy()
         self._spread = spread or random.random
-        self._made: OrderedDict[int, Rendition[Any]] = OrderedDict()
+        self._made: OrderedDict[int, asyncio.Future[Rendition[Any]]] = OrderedDict()
+        self._probe_ticks = 0.0  # not before then, on the loop's clock, is it asked which outlets are to be probed
         self._nudged = asyncio.Event()
         self._stopping = False
         self._busy: dict[asyncio.Task[None], str] = {}  # each with its outlet
@@ -415,11 +417,12 @@ class Dispatcher:
         while not self._stopping:
             self._nudged.clear()
             try:
-                begun = await self._round()
+                if await self._round():
+                    await self._pause()
+                    continue
                 at = await self._next_wake()
-                if at is not None and not begun:  # due, and yet not to be had: another host has it, or a clock jumped
-                    at = max(at, self._clock.now() + self._policy.look_again)
-                wake(at)
+                # Due, and yet not to be had: another host has it, a clock jumped, or all hands are busy.
+                wake(at and max(at, self._clock.now() + self._policy.look_again))
             except Unusable as error:  # a full disk, a locked file, a server away: nothing is lost, try again soon
                 if error.code in WRONG_SCHEMA:
                     await self._settle_down()
@@ -431,16 +434,23 @@ class Dispatcher:
 
     async def drain(self) -> datetime | None:
         """Work off all that is due now; returns when something is due next, None when nothing is planned."""
+        self._probe_ticks = 0.0
         while True:
             begun = await self._round()
             if self._busy:
                 await asyncio.wait(self._busy, return_when=asyncio.FIRST_COMPLETED)
+                await self._pause()
             elif not begun:
                 return await self._next_wake()
 
     async def _next_wake(self) -> datetime | None:
         async with self._store.read() as tx:
             return await tx.next_wake(self._clock.now())
+
+    async def _pause(self) -> None:
+        """Let some of what is under way end, so that the next claim is for many at once."""
+        if self._busy:
+            await asyncio.wait(self._busy, timeout=self._policy.pace.total_seconds())
 
     async def _settle_down(self) -> None:
         while self._busy:
@@ -596,17 +606,19 @@ class Dispatcher:
 
     # ── renditions, thawed once
     async def _rendition(self, channel: Channel[Any, Any], rendition_id: int) -> Rendition[Any]:
-        if rendition_id in self._made:
-            self._made.move_to_end(rendition_id)
-            return self._made[rendition_id]
+        made = self._made.get(rendition_id)
+        if made is None or (made.done() and made.exception() is not None):  # what failed is tried anew
+            made = self._made[rendition_id] = asyncio.ensure_future(self._thawed(channel, rendition_id))
+            if len(self._made) > self._policy.renditions_kept:
+                self._made.popitem(last=False)
+        self._made.move_to_end(rendition_id)
+        return await asyncio.shield(made)  # others may wait for it too
+
+    async def _thawed(self, channel: Channel[Any, Any], rendition_id: int) -> Rendition[Any]:
         async with self._store.read() as tx:
             row = await tx.get(RenditionRow, rendition_id)
         assert row is not None
-        made = await asyncio.to_thread(thaw, row, channel.Payload, self._blobs)
-        self._made[rendition_id] = made
-        if len(self._made) > self._policy.renditions_kept:
-            self._made.popitem(last=False)
-        return made
+        return await asyncio.to_thread(thaw, row, channel.Payload, self._blobs)
 
     # ── group commit: whoever comes first writes for all who have queued up meanwhile
     async def _start(self, work: Work, token: str, action: Action) -> bool:
@@ -654,9 +666,10 @@ class Dispatcher:
 
     # ── paused outlets, pushed verdicts
     async def _probe_paused(self) -> int:
-        async with self._store.read() as tx:
-            if not await tx.probes_due(self._clock.now()):
-                return 0
+        ticks = asyncio.get_running_loop().time()
+        if ticks < self._probe_ticks:
+            return 0
+        self._probe_ticks = ticks + self._policy.look_again.total_seconds()
         async with self._store.work() as tx:
             paused = await tx.take_probes(tx.now + self._policy.probe_every)
         for outlet_id in paused:

@@ -137,6 +137,13 @@ class Work:
     last: Receipt | None = None
 
 
+# The columns of a delivery that its work is read from.
+_WORK = (
+    "id", "outlet_id", "story_id", "rendition_id", "key", "version", "state", "reason", "go_at", "until", "tries",
+    "broken", "doubted_at", "first_live_at", "waits_for",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Usage:
     """What an outlet has been asked of late: for its limits and its breaker."""
@@ -462,10 +469,6 @@ class Reading:
         times = [(await self._session.execute(query)).scalar() for query in (due, probe)]
         return min((at for at in times if at is not None), default=None)
 
-    async def probes_due(self, now: datetime) -> bool:
-        """Whether a paused outlet is to be looked at."""
-        return bool(await self.all(Lane, L.paused_at.is_not(None), L.probe_at <= now))
-
 
 def _runs_under(hold: Hold) -> ColumnElement[bool]:
     """What a hold lets through: withdrawals, looking at what was sent, stories named as exceptions."""
@@ -629,20 +632,18 @@ class Writing(Reading):
 
     async def rearm(self, outlet_ids: Iterable[str] | None = None) -> None:
         """Recompute when each lane is due next, after its deliveries or its limits changed. None: all of them."""
-        table = Lane.__table__  # type: ignore[attr-defined]
-        values = [
+        rows = [
             {"b_id": outlet_id, "next_at": armed.at, "priority": armed.priority}
-            for outlet_id, armed, known in await self._armed(outlet_ids) if armed != known
-        ]  # fmt: skip
-        if values:
-            statement = (
-                update(table).where(table.c.outlet_id == bindparam("b_id"))
-                .values(next_at=bindparam("next_at"), priority=bindparam("priority"))
-            )  # fmt: skip
-            await (await self._session.connection()).execute(statement, values)
+            for outlet_id, armed, known in await self._armed(outlet_ids)
+            if armed != known
+        ]
+        await self._change_each(Lane, "outlet_id", rows)
 
-    async def _armed(self, outlet_ids: Iterable[str] | None) -> list[tuple[str, "Armed", "Armed"]]:
-        """Each lane with when it should be due and when it says that it is."""
+    async def _armed(
+        self, outlet_ids: Iterable[str] | None, usages: Mapping[str, Usage] | None = None
+    ) -> list[tuple[str, "Armed", "Armed"]]:
+        """Each lane with when it should be due (under new limits, where ``usages`` has them) and when it says it is."""
+        new = usages or {}
         soonest = [
             select(func.min(D.next_at))
             .where(D.outlet_id == L.outlet_id, D.priority == priority, D.next_at.is_not(None))
@@ -652,10 +653,13 @@ class Writing(Reading):
         query = select(L.outlet_id, L.next_at, L.priority, L.hold_until, L.quiet_until, *soonest)
         if outlet_ids is not None:
             query = query.where(self._among(L.outlet_id, outlet_ids))
-        return [
-            (outlet_id, arm(dict(zip(PRIORITIES, times, strict=True)), hold, quiet, self.now), Armed(at, priority))
-            for outlet_id, at, priority, hold, quiet, *times in await self._session.execute(query)
-        ]
+        found = []
+        for outlet_id, at, priority, hold, quiet, *times in await self._session.execute(query):
+            usage = new.get(outlet_id)
+            held = (usage.hold_until, usage.quiet_until) if usage else (hold, quiet)
+            armed = arm(dict(zip(PRIORITIES, times, strict=True)), held[0], held[1], self.now)
+            found.append((outlet_id, armed, Armed(at, priority)))
+        return found
 
     async def sweep(self) -> list[str]:
         """Outlets whose lane did not know when it is due: repaired and named. Nothing to find is the normal case."""
@@ -817,26 +821,24 @@ class Writing(Reading):
         # Taking something back needs no approval.
         allowed = or_(D.state != DeliveryState.QUEUED, approved(D.story_id, N.sha256))
         found = await self._session.execute(
-            select(Delivery, N.sha256, R.importance)
+            select(*(getattr(D, name) for name in _WORK), N.sha256, R.importance)
             .join(Rendition, N.id == D.rendition_id)
             .join(Revision, R.id == D.revision_id)
             .where(self._among(D.id, ids), allowed)
             .order_by(D.outlet_id, D.priority, D.next_at, D.id)
         )
         picked = list(found)
-        known = [d.id for d, _sha, _imp in picked]
-        started = await self.open_attempts(known)
-        receipts = await self.receipts(known)
+        started = await self.open_attempts([d.id for d in picked])
+        # What is queued and was never tried has said nothing yet.
+        receipts = await self.receipts([d.id for d in picked if d.state is not DeliveryState.QUEUED or d.tries])
         rows: dict[str, list[Work]] = {}
-        for d, sha256, importance in picked:
+        for d in picked:
+            values = d._mapping
             last = receipts.get(d.id)
             rows.setdefault(d.outlet_id, []).append(
                 Work(
-                    delivery_id=d.id, outlet_id=d.outlet_id, story_id=d.story_id, rendition_id=d.rendition_id,
-                    sha256=sha256, key=d.key, version=d.version, state=d.state, reason=d.reason, importance=importance,
-                    go_at=d.go_at, until=d.until, tries=d.tries, broken=d.broken, started=d.id in started,
-                    doubted_at=d.doubted_at, first_live_at=d.first_live_at, waits_for=d.waits_for,
-                    last=receipt_of(last[-1]) if last else None,
+                    delivery_id=d.id, started=d.id in started, last=receipt_of(last[-1]) if last else None,
+                    sha256=d.sha256, importance=d.importance, **{name: values[name] for name in _WORK[1:]},
                 )
             )  # fmt: skip
         return rows
@@ -929,7 +931,7 @@ class Writing(Reading):
         hits: list[Hit] = []
         ended: list[Settled] = []
         changes: list[_Change] = []
-        freed: dict[str, set[str]] = {}
+        freed: set[str] = set()
         for settled in batch:
             row = present[settled.work.delivery_id]
             if row.lease_token != settled.token:
@@ -937,7 +939,7 @@ class Writing(Reading):
                 continue
             ended.append(settled)
             if not settled.keeps_lease:
-                freed.setdefault(settled.token, set()).add(row.outlet_id)
+                freed.add(row.outlet_id)
             landing = land(row.state, settled, was_doubted=row.doubted_at is not None)
             if landing is None:  # somebody else has settled it meanwhile
                 hits.append(Hit(row.id, row.outlet_id, row.state, row.state, applied=True))
@@ -951,10 +953,9 @@ class Writing(Reading):
         for settled in ended:
             if settled.probe_at is not None:
                 await self._pause(settled)
-        await self._use({one.work.outlet_id: one.usage for one in ended if one.usage is not None})
-        for token, outlets in freed.items():
-            await self._unlease(outlets, token)
-        await self.rearm(touched.union(*freed.values(), (change.row.outlet_id for change in changes)))
+        usages = {one.work.outlet_id: one.usage for one in ended if one.usage is not None}
+        await self._let_go(freed, usages)
+        await self.rearm(touched.union(change.row.outlet_id for change in changes) - freed)
         return hits
 
     async def _present(self, ids: Sequence[int]) -> dict[int, "_Present"]:
@@ -985,27 +986,13 @@ class Writing(Reading):
                 allowed = may_move(DeliveryState, state, after, change.actor)
                 assert allowed, f"{state} -> {after} is not in the table"
                 state = after
-            rows.append({"b_id": change.row.id, "b_before": change.row.state, "state": state, **change.values})
-        await self._update_each(rows)
+            new = {name: value for name, value in change.values.items() if getattr(change.row, name, _UNREAD) != value}
+            rows.append({"b_id": change.row.id, "b_before": change.row.state, "state": state, **new})
+        await self._change_each(Delivery, "id", rows)
         final = [c for c in changes if c.path and (c.after in FINAL or c.after is DeliveryState.FAILED)]
         touched = await self._release(live, final)
         await self._count([change for change in changes if change.fact is not None])
         return touched
-
-    async def _update_each(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        table = Delivery.__table__  # type: ignore[attr-defined]
-        for columns in {tuple(row) for row in rows}:
-            some = [row for row in rows if tuple(row) == columns]
-            values: Any = {name: bindparam(name) for name in columns if not name.startswith("b_")}
-            statement = (
-                update(table)
-                .where(table.c.id == bindparam("b_id"), table.c.state == bindparam("b_before"))
-                .values(values)
-            )
-            connection = await self._session.connection()
-            result = await connection.execute(statement, some)
-            # asyncpg tells no count of many; there the lanes are locked before their deliveries are read.
-            assert self._shared or result.rowcount == len(some), "a delivery changed under the one that had read it"
 
     async def _take_the_place(self, live: Sequence["_Change"]) -> None:
         """What a version that is live supersedes gives it its place, and its first time on air."""
@@ -1024,7 +1011,7 @@ class Writing(Reading):
                     {"b_id": earlier.id, "b_before": DeliveryState.LIVE, "state": DeliveryState.REPLACED,
                      "reason": Reason.CORRECTED, "off_at": change.values["live_at"], "next_at": None}
                 )  # fmt: skip
-        await self._update_each(replaced)
+        await self._change_each(Delivery, "id", replaced)
 
     async def _release(self, live: Sequence["_Change"], final: Sequence["_Change"]) -> set[str]:
         """Let go what waited: a correction always; what holds a permalink only once that is live."""
@@ -1079,15 +1066,37 @@ class Writing(Reading):
                     probe_at=settled.probe_at)
         )  # fmt: skip
 
-    async def _use(self, usages: Mapping[str, Usage]) -> None:
-        """Write what the lanes' limits say from now on."""
-        if not usages:
-            return
-        table = Lane.__table__  # type: ignore[attr-defined]
-        rows = [{"b_id": outlet_id, **vars(usage)} for outlet_id, usage in usages.items()]
-        values: Any = {name: bindparam(name) for name in rows[0] if name != "b_id"}
-        statement = update(table).where(table.c.outlet_id == bindparam("b_id")).values(values)
-        await (await self._session.connection()).execute(statement, rows)
+    async def _let_go(self, freed: Collection[str], usages: Mapping[str, Usage]) -> None:
+        """Give lanes back whose call is over: when they are due next, what their limits say, and no lease."""
+        free = {"lease_token": None, "lease_until": None}
+        rows: list[dict[str, Any]] = []
+        for outlet_id, armed, _known in await self._armed(freed, usages):
+            usage = usages.get(outlet_id)
+            rows.append(
+                {
+                    "b_id": outlet_id,
+                    "next_at": armed.at,
+                    "priority": armed.priority,
+                    **free,
+                    **(vars(usage) if usage else {}),
+                }
+            )
+        rows += [{"b_id": outlet_id, **vars(usage)} for outlet_id, usage in usages.items() if outlet_id not in freed]
+        await self._change_each(Lane, "outlet_id", rows)
+
+    async def _change_each(self, table: type[SQLModel], key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Change many rows, each named by its ``b_id``; rows with the same columns go together."""
+        target: Any = table.__table__  # type: ignore[attr-defined]
+        connection = await self._session.connection()
+        for columns in sorted({tuple(row) for row in rows}):
+            some = [row for row in rows if tuple(row) == columns]
+            where = [target.c[key] == bindparam("b_id")]
+            if "b_before" in columns:
+                where.append(target.c.state == bindparam("b_before"))
+            values: Any = {name: bindparam(name) for name in columns if not name.startswith("b_")}
+            result = await connection.execute(update(target).where(*where).values(values), some)
+            # asyncpg tells no count of many; there the lanes are locked before their deliveries are read.
+            assert self._shared or result.rowcount == len(some), "a row changed under the one that had read it"
 
     async def _keep(self, receipts: Sequence[tuple["_Present | Delivery", Receipt]]) -> None:
         """Keep receipts as they came; of a shelf's, each row has the address of its own item."""
@@ -1342,6 +1351,9 @@ class _Present:
     origin: Origin
     rehearsal: bool
     planner_unit: str
+
+
+_UNREAD = object()  # a column that `_Present` doesn't hold: written whatever it is
 
 
 @dataclass
