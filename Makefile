@@ -13,7 +13,7 @@ BASE := .venv/.ready-$(HASH)
 DEV := .venv/.ready-dev-$(HASH)
 BENCH := .venv/.ready-bench-$(HASH)
 
-.PHONY: demo test lint format wheel states bench peers clean
+.PHONY: demo test chaos lint format wheel states bench peers clean
 .DEFAULT_GOAL := test
 
 demo: $(BASE)
@@ -21,6 +21,14 @@ demo: $(BASE)
 
 test: lint
 	$(BIN)/python -m pytest $(TESTS)
+
+# Everything goes wrong at once, at full size: about ten minutes. CHAOS_SEED repeats a run's draws.
+chaos: export CHAOS_N := $(or $(CHAOS_N),10000)
+chaos: export CHAOS_KILLS := $(or $(CHAOS_KILLS),100)
+chaos: export CHAOS_SEED := $(or $(CHAOS_SEED),$(shell od -An -N3 -tu4 /dev/urandom | tr -d ' '))
+chaos: export CHAOS_REPORT := build/chaos.json
+chaos: $(DEV)
+	$(BIN)/python -m pytest tests/chaos -q
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -1,0 +1,139 @@
+"""The processes of a run, as whoever conducts it holds them: the platform, and the workers that are killed."""
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+HOME = Path(__file__).parents[2]
+PATIENCE = 60  # seconds for a process to begin, or to end when it is asked to
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the one that began it has died: a run leaves nothing behind."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def _python(module: str, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *words, cwd=HOME,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]
+
+
+class PlatformProcess:
+    """`platform` in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._moved = asyncio.Event()
+        self.url = ""
+        self.served = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def started(cls, log: Path, seed: int) -> AsyncIterator["PlatformProcess"]:
+        async with _python("tests.chaos.platform", str(log), str(seed)) as process:
+            platform = cls(process)
+            assert process.stdout is not None
+            async with asyncio.timeout(PATIENCE):
+                word, _, port = (await process.stdout.readline()).decode().strip().partition(" ")
+            assert word == "ready"
+            platform.url = f"http://127.0.0.1:{port}"
+            listening = asyncio.create_task(platform._listen(process.stdout))
+            try:
+                yield platform
+            finally:
+                listening.cancel()
+                await asyncio.wait([listening])
+
+    async def _listen(self, said: asyncio.StreamReader) -> None:
+        while line := await said.readline():
+            self.served = int(line.split()[1])
+            self._moved.set()
+
+    async def reached(self, served: int, within: float) -> bool:
+        """Wait until so many calls have been served, at most ``within`` seconds; whether they were."""
+        try:
+            async with asyncio.timeout(within):
+                while self.served < served:
+                    self._moved.clear()
+                    await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Nursery:
+    """A process that has imported the product once, and forks a worker whenever it is told to: one at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._ended = asyncio.Event()
+        self._ended.set()
+        self.pid = 0  # of the worker that lives now
+        self.status = 0  # of the one that ended last; negative: the signal that ended it
+
+    @classmethod
+    @asynccontextmanager
+    async def started(cls, log: Path) -> AsyncIterator["Nursery"]:
+        async with _python("tests.chaos.worker", str(log)) as process:
+            nursery = cls(process)
+            assert await nursery._hear() == "ready"
+            try:
+                yield nursery
+            finally:
+                nursery.kill()
+
+    async def _hear(self) -> str:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            line = (await self._process.stdout.readline()).decode().strip()
+        assert line, "the process that forks the workers has died"
+        return line
+
+    async def begin(self, **order: Any) -> None:
+        """Let a worker live; nobody waits until it works."""
+        assert self._ended.is_set(), "the last one still lives"
+        assert self._process.stdin is not None
+        self._process.stdin.write((json.dumps(order) + "\n").encode())
+        word, _, pid = (await self._hear()).partition(" ")
+        assert word == "began"
+        self.pid = int(pid)
+        self._ended.clear()
+
+    def kill(self) -> None:
+        """-9."""
+        self._signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ask it to end when what is under way has settled."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid:
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(self.pid, number)
+
+    async def ended(self) -> int:
+        """Wait until the worker has ended; how."""
+        word, _, status = (await self._hear()).partition(" ")
+        assert word == "ended"
+        self.pid, self.status = 0, int(status)
+        self._ended.set()
+        return self.status
