@@ -1125,7 +1125,9 @@ class Writing(Reading):
         now = (await self._present([row.id]))[row.id]
         if now.state is not row.state or not may_move(DeliveryState, now.state, to, actor):
             raise Stale("moved_meanwhile", entity="delivery", name=row.key, state=str(now.state), wanted=str(to))
-        keeps_why = to is DeliveryState.RECALLED and now.reason in (Reason.WITHDRAWN, Reason.ENDED)
+        # Whether a count is reversed follows from why it came down, which who takes it off once more doesn't change.
+        once_more = to is DeliveryState.RECALLING and reason is Reason.RESOLVED
+        keeps_why = (to is DeliveryState.RECALLED or once_more) and now.reason in (Reason.WITHDRAWN, Reason.ENDED)
         values: dict[str, Any] = {
             "next_at": next_at, "reason": now.reason if keeps_why else reason, "code": code, "tries": 0,
             "waits_for": None,

@@ -853,6 +853,27 @@ async def test_a_withdrawn_story_that_somebody_still_sees_is_taken_back_again(ho
     assert "rmt/publish" not in await house.counts()
 
 
+@pytest.mark.parametrize(("withdrawn", "counted"), [(True, None), (False, 1)], ids=["withdrawn", "ended"])
+async def test_taken_off_once_more_counts_as_the_first_time_would_have(
+    house: House, withdrawn: bool, counted: int | None
+) -> None:
+    end = house.clock.now() + HOUR
+    await house.approved()
+    await house.desk.plan("editor", "water", ["safe"], until=end)
+    await house.dispatcher.drain()
+    house.scripts["safe"].then("withdraw", Permanent("http_403"))
+    if withdrawn:
+        await house.desk.withdraw("editor", "water", "有误")
+    await house.until()
+    row = await house.delivery("safe")
+    assert row.state is S.IN_DOUBT
+    await house.desk.resolve("editor", row.id or 0, S.RECALLING, note="还在，再撤一次")
+    await house.until()
+    after = await house.delivery("safe")
+    assert (after.state, after.reason) == (S.RECALLED, row.reason)
+    assert (await house.counts()).get("rmt/publish") == counted
+
+
 async def test_what_nobody_saw_resolves_nothing(house: House) -> None:
     row_id = await doubtful(house)
     await refused("note_missing", house.desk.resolve("editor", row_id, S.LIVE, note=" "))
