@@ -130,6 +130,13 @@ class Attempted:
 
 def judge(attempted: Attempted, traits: Traits, policy: Policy, spread: float) -> Settled:
     """How an attempt settles. Pure: the table of what each answer and error means to each action."""
+    settled = _judged(attempted, traits, policy, spread)
+    if attempted.work.started and settled.to is None and not settled.absent:
+        return replace(settled, doubt=True)  # a dead worker may have sent it, and this answer proves nothing
+    return settled
+
+
+def _judged(attempted: Attempted, traits: Traits, policy: Policy, spread: float) -> Settled:
     match attempted.action:
         case Action.WITHDRAW:
             return _judge_withdraw(attempted, policy, spread)

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from distributor import database as database_module
-from distributor.channel import Level, Proof, Receipt
+from distributor.channel import Level, Misconfigured, Proof, Receipt, Retryable
 from distributor.database import SQLiteFile, migrate
 from distributor.errors import Stale, Unusable
 from distributor.model import (
@@ -402,6 +402,29 @@ async def test_what_landed_before_a_worker_died_goes_out_again_where_that_does_n
     await house.until()
     assert (await house.delivery(outlet)).state is S.LIVE
     assert (await house.counts())["rmt/publish"] == 1
+
+
+@pytest.mark.parametrize("said", [Misconfigured("http_401"), Retryable("busy")], ids=["broken", "busy"])
+@pytest.mark.parametrize(("outlet", "verb"), [("safe", "deliver"), ("led", "show"), ("risky", "check")])
+async def test_what_landed_before_a_worker_died_stays_in_doubt_until_there_is_proof(
+    house: House, outlet: str, verb: str, said: Exception
+) -> None:
+    await dies_once_it_is_out(house, outlet)
+    house.scripts[outlet].then(verb, said)
+    await house.dispatcher.drain()
+    assert (await house.delivery(outlet)).doubted_at is not None
+    await house.desk.withdraw("editor", "water", "有误")
+    await house.until()
+    assert (await house.delivery(outlet)).state is S.RECALLED
+    assert house.scripts[outlet].on_air == {}
+
+
+async def test_what_landed_before_a_worker_died_is_not_sent_again_after_a_look_that_failed(house: House) -> None:
+    await dies_once_it_is_out(house, "risky")
+    house.scripts["risky"].then("check", Misconfigured("http_401"))
+    await house.until()
+    assert (await house.delivery("risky")).state is S.LIVE
+    assert len(house.scripts["risky"].asked("deliver")) == 1
 
 
 # ── the last guard ──────────────────────────────────────────────────────────────────────────────────────────
