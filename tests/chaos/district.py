@@ -115,7 +115,7 @@ class Hurried:
         self._calendar.once(name, delay / SPEED, run)
 
     def repeat(self, name: str, every: timedelta, run: Callable[[], Awaitable[None]]) -> None:
-        self._calendar.repeat(name, max(every / SPEED, timedelta(milliseconds=50)), run)
+        self._calendar.repeat(name, max(every / SPEED, timedelta(milliseconds=100)), run)
 
 
 # ── channels ────────────────────────────────────────────────────────────────────────────────────────────────

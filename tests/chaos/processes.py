@@ -84,38 +84,53 @@ class Nursery:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._said: asyncio.Queue[str] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._ended.set()
-        self.pid = 0  # of the worker that lives now
-        self.status = 0  # of the one that ended last; negative: the signal that ended it
+        self._pid = 0  # of the worker that lives now, or lived last
+        self._status = 0  # of the one that ended last; negative: the signal that ended it
 
     @classmethod
     @asynccontextmanager
     async def started(cls, log: Path) -> AsyncIterator["Nursery"]:
         async with _python("tests.chaos.worker", str(log)) as process:
             nursery = cls(process)
-            assert await nursery._hear() == "ready"
+            listening = asyncio.create_task(nursery._listen())
             try:
+                assert await nursery._hear() == "ready"
                 yield nursery
             finally:
                 nursery.kill()
+                listening.cancel()
+                await asyncio.wait([listening])
+
+    async def _listen(self) -> None:
+        assert self._process.stdout is not None
+        while line := (await self._process.stdout.readline()).decode().strip():
+            word, _, status = line.partition(" ")
+            if word == "ended":
+                self._status = int(status)
+                self._ended.set()
+            else:
+                self._said.put_nowait(line)
 
     async def _hear(self) -> str:
-        assert self._process.stdout is not None
         async with asyncio.timeout(PATIENCE):
-            line = (await self._process.stdout.readline()).decode().strip()
-        assert line, "the process that forks the workers has died"
-        return line
+            return await self._said.get()
 
     async def begin(self, **order: Any) -> None:
         """Let a worker live; nobody waits until it works."""
-        assert self._ended.is_set(), "the last one still lives"
+        assert self.has_ended, "the last one still lives"
         assert self._process.stdin is not None
+        self._ended.clear()
         self._process.stdin.write((json.dumps(order) + "\n").encode())
         word, _, pid = (await self._hear()).partition(" ")
         assert word == "began"
-        self.pid = int(pid)
-        self._ended.clear()
+        self._pid = int(pid)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
 
     def kill(self) -> None:
         """-9."""
@@ -126,14 +141,12 @@ class Nursery:
         self._signal(signal.SIGTERM)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.pid:
+        if not self.has_ended:
             with suppress(ProcessLookupError):  # it has just ended by itself
-                os.kill(self.pid, number)
+                os.kill(self._pid, number)
 
     async def ended(self) -> int:
         """Wait until the worker has ended; how."""
-        word, _, status = (await self._hear()).partition(" ")
-        assert word == "ended"
-        self.pid, self.status = 0, int(status)
-        self._ended.set()
-        return self.status
+        async with asyncio.timeout(PATIENCE):
+            await self._ended.wait()
+        return self._status

@@ -18,8 +18,9 @@ import structlog
 from sqlalchemy.orm import configure_mappers
 
 from distributor import http
+from distributor.database import PostgreSQL, database_at
 from distributor.dispatch import Dispatcher
-from distributor.engine import Embedded
+from distributor.engine import Cluster, Embedded, Engine
 from distributor.files import Blobs
 from distributor.store import Store
 from scheduler import Calendar
@@ -53,7 +54,9 @@ def _live(order: dict[str, Any]) -> None:
     die_with_parent()
     status = 1
     try:
-        asyncio.run(work(Path(order["folder"]), Path(order["clock"]), order["url"], order["outlets"]))
+        asyncio.run(
+            work(Path(order["folder"]), order["database"], Path(order["clock"]), order["url"], order["outlets"])
+        )
         status = 0
     except BaseException:  # noqa: BLE001  # the process ends here, one way or the other
         traceback.print_exc()
@@ -62,14 +65,15 @@ def _live(order: dict[str, Any]) -> None:
         os._exit(status)
 
 
-async def work(folder: Path, time: Path, url: str, ids: list[str]) -> None:
+async def work(folder: Path, database: str, time: Path, url: str, ids: list[str]) -> None:
     """Dispatch until the process is told to stop."""
     clock = FileClock(time)
     async with http.session(http.OutboundPolicy(("127.0.0.1",))) as session:
-        store = await Store.open(folder / "distributor.db", clock, SHANGHAI)
+        store = await Store.open(database_at(database), clock, SHANGHAI)
         try:
             dispatcher = Dispatcher(store, outlets(folder, url, ids, session), Blobs(folder / "blobs"), clock, POLICY)
-            engine = Embedded(store, dispatcher, clock, Hurried(Calendar(SHANGHAI)))
+            kind = Cluster if isinstance(store.database, PostgreSQL) else Embedded
+            engine = kind(store, dispatcher, clock, Hurried(Calendar(SHANGHAI)))
             stopped = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
             async with asyncio.TaskGroup() as group:
@@ -80,7 +84,7 @@ async def work(folder: Path, time: Path, url: str, ids: list[str]) -> None:
             await store.close()
 
 
-async def _stop(engine: Embedded, when: asyncio.Event) -> None:
+async def _stop(engine: Engine, when: asyncio.Event) -> None:
     await when.wait()
     await engine.stop()
 
