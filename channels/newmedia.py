@@ -11,10 +11,10 @@ All requests go below the account's ``endpoint``; bodies are JSON (UTF-8) but fo
   → 200, 201 or 202 ``{"id": "…", "status": "reviewing" | "published", "url": "…"}``. A higher version of a known key
   replaces the item in place. A lower one: 409.
 ``PUT {endpoint}/media/{sha256}``: one picture of a payload (its ``images``), sent before the post; the body is the
-  file. Any 2xx; sending it again changes nothing.
+  file. Any 2xx but a page of HTML; sending it again changes nothing.
 ``GET {endpoint}/items/{key}`` → 200 ``{"id", "version", "status": "reviewing" | "published" | "refused" | "removed",
   "url", "reason"}``, the newest version of the key; 404 or 410 when there is none or it was deleted.
-``DELETE {endpoint}/items/{key}``: takes down every version. Any 2xx, 404 or 410; may be repeated.
+``DELETE {endpoint}/items/{key}``: takes down every version. Any 2xx but a page of HTML, 404 or 410; may be repeated.
 ``GET {endpoint}/time`` → 200 ``{"now": 1629072000}``, unsigned; ``GET {endpoint}/account`` → 200 ``{"account": "…"}``.
 Inbound, to the address that the core gives the outlet::
 
@@ -39,7 +39,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -69,7 +69,7 @@ from distributor.channel import (
     Traits,
     Verdict,
 )  # fmt: skip
-from distributor.http import Acting, Answer, call
+from distributor.http import Acting, Answer, Promise, call
 from distributor.text import clean, one_line, removed
 
 __all__ = ["NewMedia", "NewMediaConfig", "NewMediaPayload", "sign", "verify"]
@@ -369,7 +369,7 @@ class NewMedia(Channel[NewMediaConfig, NewMediaPayload]):
             try:
                 await self._ask(
                     "PUT", f"/media/{sha256}", acting=Acting.DELIVER, now=task.now, timeout=left / 2 / len(pictures),
-                    body=file.data, headers={"content-type": file.media_type}, promises="any",
+                    body=file.data, headers={"content-type": file.media_type}, promises="no_page",
                 )  # fmt: skip
             except InDoubt as doubt:
                 raise Retryable(doubt.code, doubt.detail) from None
@@ -388,7 +388,7 @@ class NewMedia(Channel[NewMediaConfig, NewMediaPayload]):
     async def withdraw(self, task: Task[NewMediaPayload]) -> Receipt:
         path = f"/items/{quote(task.key, safe='')}"
         left = (task.deadline - task.now) * SHARE_OF_DEADLINE
-        answer = await self._ask("DELETE", path, acting=Acting.WITHDRAW, now=task.now, timeout=left, promises="any")
+        answer = await self._ask("DELETE", path, acting=Acting.WITHDRAW, now=task.now, timeout=left, promises="no_page")
         return Receipt(Proof.GONE, Level.ACKNOWLEDGED, at=task.now, evidence={"http_status": answer.status})
 
     async def check(self, task: Task[NewMediaPayload]) -> Receipt:
@@ -434,7 +434,7 @@ class NewMedia(Channel[NewMediaConfig, NewMediaPayload]):
         body: bytes | None = None,
         message_id: str = "",
         headers: Mapping[str, str] | None = None,
-        promises: Literal["json", "any"] = "json",
+        promises: Promise = "json",
     ) -> Answer:
         """One signed call; without ``message_id`` the id says what is asked."""
         signed = sign(

@@ -154,6 +154,8 @@ def _settled(attempted: Attempted, outcome: str, **values: Any) -> Settled:
     if error is not None:
         values.setdefault("code", getattr(error, "code", None) or _code_of(error))
         values.setdefault("detail", str(getattr(error, "detail", "")))
+        if isinstance(error, Retryable):  # whatever it was asked for, the outlet wants to be left alone
+            values.setdefault("after", error.after)
     elif isinstance(attempted.answer, Receipt):
         values.setdefault("receipt", attempted.answer)
     return Settled(
@@ -203,7 +205,7 @@ def _judge_deliver(attempted: Attempted, traits: Traits, policy: Policy, spread:
         case Retryable():
             if _spent(attempted, policy):
                 return _settled(attempted, "retry", to=not_out, reason=Reason.EXHAUSTED)
-            return _settled(attempted, "retry", next_at=_later(attempted, policy, spread), after=answer.after)
+            return _settled(attempted, "retry", next_at=_later(attempted, policy, spread))
         case Permanent():
             return _settled(attempted, "refused", to=not_out, reason=Reason.REFUSED)
         case Misconfigured():

@@ -23,12 +23,15 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from distributor.channel import ChannelError, InDoubt, Misconfigured, Permanent, Retryable
 from distributor.errors import Unusable
 
-__all__ = ["Acting", "Answer", "OutboundPolicy", "call", "classify", "redact", "session"]
+__all__ = ["Acting", "Answer", "OutboundPolicy", "Promise", "call", "classify", "redact", "session"]
 
 LONGEST_WAIT = timedelta(days=1)  # a Retry-After beyond a day is a mistake: a human would have noticed by then
 CONNECT_AT_MOST = timedelta(seconds=10)  # and never more than half of the whole call's time
 MESSAGE_CHARS = 200  # how much of a platform's own words an error may carry
 DEFAULT_TIMEOUT = timedelta(seconds=30)  # for a call that would forget its own
+
+Promise = Literal["json", "no_page", "any"]
+"""What a 2xx has to bring: JSON; whatever is no page of HTML (the rest is not looked at); anything."""
 
 _RETRY = frozenset({408, 425, 429, 503})
 _GONE = frozenset({404, 410})
@@ -79,7 +82,7 @@ async def call(
     timeout: timedelta,
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
-    promises: Literal["json", "any"] = "json",
+    promises: Promise = "json",
     max_bytes: int = 1 << 20,
 ) -> Answer:
     """Send one request, once. Follows no redirect and reads at most ``max_bytes`` of the answer (decompressed).
@@ -134,15 +137,13 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> Answer:
 
 
 # ── the classifier ──────────────────────────────────────────────────────────────────────────────────────────
-def classify(
-    heard: Answer | Exception, *, acting: Acting, promises: Literal["json", "any"] = "json"
-) -> ChannelError | None:
+def classify(heard: Answer | Exception, *, acting: Acting, promises: Promise = "json") -> ChannelError | None:
     """What an answer or a failure to get one means for the item; None is success. Pure; never raises.
 
     ========================================  ================================================================
     refused, unreachable, DNS, no connection  Retryable (``connection_refused``, ``dns``, ``connect_timeout``, ``tls``)
     silence or a broken pipe after that       InDoubt (``timeout``, ``connection_lost``)
-    2xx with another body than promised       InDoubt (``not_json``, ``body_too_big``, ``body_truncated``)
+    2xx with another body than promised       InDoubt (``not_json``, ``page_instead``, ``body_too_big`` …)
     other 2xx                                 success
     3xx                                       Misconfigured (``redirect``)
     401, 403                                  Misconfigured (``http_401`` …)
@@ -169,7 +170,7 @@ def classify(
     return failed
 
 
-def _of_answer(answer: Answer, acting: Acting, promises: Literal["json", "any"]) -> ChannelError | None:
+def _of_answer(answer: Answer, acting: Acting, promises: Promise) -> ChannelError | None:
     status = answer.status
     code = f"http_{status}"
     said = f"answered {status}" + (f": {words}" if (words := _platform_words(answer)) else "")
@@ -190,7 +191,7 @@ def _of_answer(answer: Answer, acting: Acting, promises: Literal["json", "any"])
     return InDoubt(code, said)
 
 
-def _of_success(answer: Answer, promises: Literal["json", "any"]) -> ChannelError | None:
+def _of_success(answer: Answer, promises: Promise) -> ChannelError | None:
     if answer.fault:
         return InDoubt(answer.fault, f"answered {answer.status}, but not all of it could be read")
     if promises == "json" and answer.status not in _NO_BODY:
@@ -198,6 +199,8 @@ def _of_success(answer: Answer, promises: Literal["json", "any"]) -> ChannelErro
             answer.json()
         except InDoubt as error:
             return InDoubt(error.code, f"answered {error.detail}")
+    if promises == "no_page" and answer.body and "html" in answer.headers.get("content-type", ""):
+        return InDoubt("page_instead", f"answered {answer.status} with a page, as a portal on the way would")
     return None
 
 

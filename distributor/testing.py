@@ -17,6 +17,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import tracemalloc
+import zlib
 from collections import deque
 from collections.abc import (
     AsyncIterator,
@@ -30,9 +32,17 @@ from collections.abc import (
     Sequence,
 )  # fmt: skip
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)  # fmt: skip
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from enum import Enum, StrEnum
 from functools import cache
 from html.parser import HTMLParser
@@ -79,12 +89,13 @@ from distributor.channel import (
 )
 from distributor.clock import SimulatedClock
 from distributor.files import Folder
+from distributor.http import OutboundPolicy, session
 from distributor.messages import catalogue
 from distributor.outlets import ENTRY_POINTS, asset
 
 __all__ = [
     "MORNING", "NASTY", "ChannelContract", "FakeOutletServer", "Fault", "FrozenClock", "Outlet", "Script",
-    "ScriptedChannel", "ScriptedConfig", "ScriptedPayload", "Seen", "Trouble", "gone", "item", "no_network",
+    "ScriptedChannel", "ScriptedConfig", "ScriptedPayload", "Seen", "Trouble", "WireRow", "gone", "item", "no_network",
     "scripted", "shelf", "story", "task", "tools",
 ]  # fmt: skip
 
@@ -198,9 +209,9 @@ class _NoSession:
         raise AssertionError(f"this channel was said not to call out, yet it used the HTTP session (.{name})")
 
 
-def tools(folder: Path, session: aiohttp.ClientSession | None = None) -> Tools:
-    """What the core lends a channel: its public folder, the real assets, the district's zone and ``session``."""
-    lent = session if session is not None else cast(aiohttp.ClientSession, _NoSession())
+def tools(folder: Path, http: aiohttp.ClientSession | None = None) -> Tools:
+    """What the core lends a channel: its public folder, the real assets, the district's zone and ``http``."""
+    lent = http if http is not None else cast(aiohttp.ClientSession, _NoSession())
     return Tools(folder=Folder(folder), asset=asset, timezone=ZONE, http=lent)
 
 
@@ -213,8 +224,8 @@ class _NoNames(AbstractResolver):
 
 
 def no_network() -> aiohttp.ClientSession:
-    """A session that reaches literal addresses only: no test asks a name server, every name fails as unknown."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_NoNames(), force_close=True))
+    """The core's own session, but it reaches this machine alone: no name server is asked, every name is unknown."""
+    return session(OutboundPolicy(("127.0.0.0/8", "::1")), resolver=_NoNames())
 
 
 # ── a real server that misbehaves on request ────────────────────────────────────────────────────────────────
@@ -222,12 +233,15 @@ class Trouble(StrEnum):
     """What goes wrong on the wire."""
 
     ANSWER = "answer"  # `Fault.status`, `headers` and `body` instead of the outlet's own answer; nothing is done
+    RENUMBERED = "renumbered"  # the outlet does its work and answers as ever, but with `Fault.status`
     RESET_UNREAD = "reset_unread"  # the connection breaks before the body is read; nothing is done
+    RESET_READ = "reset_read"  # the body is read, then the connection breaks; nothing is done
     ANSWER_LOST = "answer_lost"  # the outlet does its work, then the connection breaks
     SILENCE = "silence"  # nothing is done and nothing is ever answered
     DRIP = "drip"  # 200, then one byte now and then, for ever; nothing is done
     WRONG_TYPE = "wrong_type"  # 200 and a page of HTML (a captive portal); nothing is done
-    HUGE = "huge"  # 200 and `HUGE_BYTES` of body; nothing is done
+    HUGE = "huge"  # 200 and a body of `huge_bytes`, as fast as it is taken; nothing is done
+    BOMB = "bomb"  # the same, gzipped to a thousandth of it; nothing is done
     TRUNCATED = "truncated"  # 200, a Content-Length of 1,000, ten bytes and a broken connection; nothing is done
 
 
@@ -258,7 +272,8 @@ class Seen:
     body: bytes = field(repr=False)
 
 
-HUGE_BYTES = 64 * 1024 * 1024  # well above what the buffers of a connection take
+HUGE_BYTES = 1 << 30  # 1 GB: what no channel may keep
+MOST_TAKEN_BYTES = 32 << 20  # of a huge answer: a channel's own cap and what the buffers of a connection hold
 _CHUNK = b"x" * 65536
 
 
@@ -266,14 +281,16 @@ class FakeOutletServer:
     """A real HTTP server on 127.0.0.1 around ``app`` (None: everything is answered with 200 and ``{}``).
 
     Use it with ``async with``. ``requests`` is the log of all requests, misbehaved ones included. A fault given to
-    `fault` befalls the next request that ``when`` accepts; faults queue up.
+    `fault` befalls the next request that ``when`` accepts; faults queue up. ``huge_bytes``: how much `Trouble.HUGE`
+    offers; it stops when the other side hangs up.
     """
 
-    def __init__(self, app: web.Application | None = None) -> None:
+    def __init__(self, app: web.Application | None = None, *, huge_bytes: int = HUGE_BYTES) -> None:
         self.app = app if app is not None else _obliging()
         self.app.middlewares.insert(0, self._gate)
         self.requests: list[Seen] = []
-        self.sent_bytes = 0  # of huge bodies: how much the other side took
+        self.huge_bytes = huge_bytes
+        self.sent_bytes = 0  # of huge bodies: how much the other side took, as it unpacks it
         self._faults: deque[tuple[Fault, Callable[[Seen], bool]]] = deque()
         self._arrivals = asyncio.Condition()
         self._closing = asyncio.Event()
@@ -341,7 +358,11 @@ class FakeOutletServer:
                 return web.Response(status=fault.status, headers=fault.headers, body=fault.body)
             case Trouble.WRONG_TYPE:
                 return web.Response(text="<!doctype html><title>登录</title>", content_type="text/html")
-            case Trouble.RESET_UNREAD:
+            case Trouble.RENUMBERED:
+                usual = await handler(request)
+                usual.set_status(fault.status)
+                return usual
+            case Trouble.RESET_UNREAD | Trouble.RESET_READ:
                 self._break(request)
             case Trouble.ANSWER_LOST:
                 await handler(request)
@@ -355,16 +376,25 @@ class FakeOutletServer:
                     await self._pause(0.05)
                 return dripping
             case Trouble.HUGE:
-                pouring = await self._begin(request, {"Content-Type": "application/json"})
-                while self.sent_bytes < HUGE_BYTES and not self._closing.is_set():
-                    await pouring.write(_CHUNK)
-                    self.sent_bytes += len(_CHUNK)
-                return pouring
+                return await self._pour(request, {}, _CHUNK, len(_CHUNK))
+            case Trouble.BOMB:
+                return await self._pour(request, {"Content-Encoding": "gzip"}, _packed_megabyte(), 1 << 20)
             case Trouble.TRUNCATED:
                 cut = await self._begin(request, {"Content-Type": "application/json", "Content-Length": "1000"})
                 await cut.write(b'{"id": "12')
                 self._break(request)
         return web.Response()
+
+    async def _pour(
+        self, request: web.Request, headers: Mapping[str, str], chunk: bytes, means_bytes: int
+    ) -> web.StreamResponse:
+        pouring = await self._begin(request, {"Content-Type": "application/json", **headers})
+        if headers:
+            await pouring.write(_GZIP_HEAD)
+        while self.sent_bytes < self.huge_bytes and not self._closing.is_set():
+            await pouring.write(chunk)
+            self.sent_bytes += means_bytes
+        return pouring
 
     async def _begin(self, request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:
         response = web.StreamResponse(headers=headers)
@@ -379,6 +409,16 @@ class FakeOutletServer:
     def _break(self, request: web.Request) -> None:
         if request.transport is not None:
             request.transport.abort()
+
+
+_GZIP_HEAD = bytes((0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 3))  # RFC 1952 2.3: deflate, no name, no time
+
+
+@cache
+def _packed_megabyte() -> bytes:
+    """A megabyte as a part of a deflate stream that stands for itself, so that it can be repeated."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(b"x" * (1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
 def _obliging() -> web.Application:
@@ -603,6 +643,12 @@ class ChannelContract:
     other_values: ClassVar[Mapping[str, Any]] = {}
     """Another valid value for a configuration field that is not profile, where the kit can't think of one."""
 
+    huge_bytes: ClassVar[int] = HUGE_BYTES
+    """How long the longest answer is that the fake outlet offers."""
+
+    clock: FrozenClock
+    """The fake outlet's clock: a new one at `MORNING` for each outlet. For platforms that know what time it is."""
+
     silence_seconds: ClassVar[float] = 0.5
     """The deadline of a call to an outlet that never answers; connecting must be possible well within it."""
 
@@ -649,14 +695,20 @@ class ChannelContract:
 
     # ── how the laws act ────────────────────────────────────────────────────────────────────────────────────
     @asynccontextmanager
-    async def outlet(self, folder: Path) -> AsyncIterator[Outlet]:
-        """A fresh outlet of the channel, with its fake outlet server if it calls out; for own tests, too."""
+    async def outlet(
+        self, folder: Path, *, clock: FrozenClock | None = None, address: str = ""
+    ) -> AsyncIterator[Outlet]:
+        """A fresh outlet of the channel, with its fake outlet server if it calls out; for own tests, too.
+
+        ``clock``: the fake outlet's, its own unless given. ``address``: where the channel believes the outlet to be
+        ("http://nowhere.invalid"), where its server is unless given.
+        """
+        self.clock = clock or FrozenClock()
         if not self.calls_out:
             yield self._built("", tools(folder))
             return
-        async with FakeOutletServer(self.app()) as server, no_network() as session:
-            built = self._built(server.url, tools(folder, session))
-            yield replace(built, server=server)
+        async with FakeOutletServer(self.app(), huge_bytes=self.huge_bytes) as server, no_network() as http:
+            yield replace(self._built(address or server.url, tools(folder, http)), server=server)
 
     def _built(self, url: str, lent: Tools) -> Outlet:
         return Outlet(self.channel(self.channel.Config.model_validate(self.config(url)), lent), lent)
@@ -1259,23 +1311,21 @@ class ChannelContract:
         if verb not in self._verbs(self._still(folder)):
             pytest.skip(f"its traits don't claim {verb}")
         wrong = []
-        for number, row in enumerate(_wire_table(verb, reads_answer=verb in self.reads_answers)):
-            async with self.outlet(folder / str(number)) as outlet:
+        for number, row in enumerate(self.wire_table(verb)):
+            if row.is_huge:
+                continue  # the business of another law
+            async with self.outlet(folder / str(number), address=row.address) as outlet:
                 server = outlet.server
                 assert server is not None
                 one, rendition = self._renditions(outlet.channel)[0]
-                if verb in ("withdraw", "check"):
+                if verb in ("withdraw", "check") and not row.address:
                     await self._publish(outlet, one, rendition)
-                if row.fault is None:
-                    await server.stop()
-                else:
-                    # Twice, for an HTTP library may repeat a PUT by itself after a broken connection.
-                    server.fault(row.fault, row.fault, when=self.publishes)
+                seconds = self.silence_seconds if row.is_silent else 30.0
                 with _while(f"{verb} met {row.name}"):
-                    waits = row.fault is not None and row.fault.trouble in (Trouble.SILENCE, Trouble.DRIP)
-                    call = self._call(outlet, verb, one, rendition, seconds=self.silence_seconds if waits else 30.0)
-                    outcome = await _outcome(call, patience=2 * self.silence_seconds if waits else 10.0)
-                if row.fault is not None and server.clear() == 2:
+                    await self.meets(row, server)
+                    call = self._call(outlet, verb, one, rendition, seconds=seconds)
+                    outcome = await _outcome(call, patience=2 * seconds if row.is_silent else 10.0)
+                if server.clear():
                     wrong.append(f"{row.name}: {verb} made no request that publishes() accepts")
                 elif _name(outcome) not in row.expected:
                     wrong.append(f"{row.name}: {' or '.join(sorted(row.expected))} expected, got {outcome!r}")
@@ -1283,20 +1333,46 @@ class ChannelContract:
                     wrong.append(f"{row.name}: Retry-After is lost, got after={getattr(outcome, 'after', None)}")
         assert not wrong, "\n".join([f"{verb} gives wrong errors:", *wrong])
 
+    def wire_table(self, verb: str) -> "list[WireRow]":
+        """The faults of the wire that ``verb`` (deliver, withdraw, check, show) is held to."""
+        return _wire_table(verb, reads_answer=verb in self.reads_answers)
+
+    async def meets(self, row: "WireRow", server: FakeOutletServer) -> None:
+        """Let the next request that changes what readers see meet the row's fault."""
+        if row.fault is not None:
+            server.fault(row.fault, when=self.publishes)
+        elif not row.address:
+            await server.stop()
+
     def test_answers_are_read_up_to_a_cap(self, tmp_path: Path) -> None:
-        """An outlet that answers without end must not fill the memory."""
+        """An outlet that answers without end, packed or not, must fill neither the line nor the memory."""
 
         async def law() -> None:
-            async with self.outlet(tmp_path) as outlet:
-                if outlet.server is None:
-                    pytest.skip("doesn't call out")
-                one, rendition = self._renditions(outlet.channel)[0]
-                outlet.server.fault(Trouble.HUGE, when=self.publishes)
-                verb = "show" if outlet.channel.traits.shelf else "deliver"
-                await _outcome(self._call(outlet, verb, one, rendition))
-                assert outlet.server.sent_bytes < HUGE_BYTES, f"{verb} read an answer of {HUGE_BYTES} bytes whole"
+            for verb in self._verbs(self._still(tmp_path)):
+                for row in self.wire_table(verb):
+                    if row.is_huge:
+                        await self._takes_little(tmp_path / f"{verb} {row.name}", verb, row)
 
+        if not self.calls_out:
+            pytest.skip("doesn't call out")
         asyncio.run(law())
+
+    async def _takes_little(self, folder: Path, verb: str, row: "WireRow") -> None:
+        async with self.outlet(folder) as outlet:
+            server = outlet.server
+            assert server is not None
+            one, rendition = self._renditions(outlet.channel)[0]
+            if verb in ("withdraw", "check"):
+                await self._publish(outlet, one, rendition)
+            await self.meets(row, server)
+            with _peak_memory() as peak:
+                outcome = await _outcome(self._call(outlet, verb, one, rendition))
+            said = f"{verb} met {row.name}"
+            assert not server.clear(), f"{said}: it made no request that publishes() accepts"
+            if row.fault == Fault(Trouble.HUGE):  # what is packed goes through the line as a whole
+                assert server.sent_bytes <= MOST_TAKEN_BYTES, f"{said}: it took {server.sent_bytes:,} bytes of it"
+            assert peak.bytes <= 4 * MOST_TAKEN_BYTES, f"{said}: it needed {peak.bytes:,} bytes of memory for it"
+            assert _name(outcome) in row.expected, f"{said}: {sorted(row.expected)} expected, got {outcome!r}"
 
     # ── inbound ─────────────────────────────────────────────────────────────────────────────────────────────
     def test_receive_refuses_garbage(self, tmp_path: Path) -> None:
@@ -1410,15 +1486,49 @@ def _told(outcome: Receipt | BaseException) -> str:
     return "\n".join(parts)
 
 
+class _Peak:
+    """The most memory that was allocated at once, in bytes, beyond what was there before."""
+
+    bytes = 0
+
+
+@contextmanager
+def _peak_memory() -> Iterator[_Peak]:
+    """Measures what Python allocates meanwhile; what a C library keeps for itself isn't seen."""
+    peak = _Peak()
+    tracemalloc.start()
+    try:
+        yield peak
+        peak.bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @dataclass(frozen=True)
-class _Row:
+class WireRow:
+    """One fault of the wire and what a call may make of it.
+
+    ``expected``: ``receipt``, ``gone``, ``retryable``, ``permanent``, ``in_doubt``, ``misconfigured``, any of them.
+    ``fault`` None: nobody listens, or nobody knows ``address``. ``after``: the pause that the outlet asked for.
+    """
+
     name: str
-    fault: Fault | None  # None: nobody listens
+    fault: Fault | None
     expected: frozenset[str]
     after: timedelta | None = None
+    address: str = ""
+
+    @property
+    def is_silent(self) -> bool:
+        """It ends by the call's own deadline."""
+        return self.fault is not None and self.fault.trouble in (Trouble.SILENCE, Trouble.DRIP)
+
+    @property
+    def is_huge(self) -> bool:
+        return self.fault is not None and self.fault.trouble in (Trouble.HUGE, Trouble.BOMB)
 
 
-def _wire_table(verb: str, *, reads_answer: bool) -> list[_Row]:
+def _wire_table(verb: str, *, reads_answer: bool) -> list[WireRow]:
     """Each fault of the wire and what a call must make of it."""
     publishing = verb in ("deliver", "show")
     # Repeating a withdrawal or a look harms nobody, so there `Retryable` says as much as `InDoubt`. While publishing
@@ -1435,22 +1545,37 @@ def _wire_table(verb: str, *, reads_answer: bool) -> list[_Row]:
         ((409,), doubt | done),  # something stands there already: `check`, by the channel or by the core
         ((400, 413, 422), doubt if verb == "check" else {"permanent"}),  # a bad question refuses no item
         ((404, 410), missing),
+        ((202,), doubt | unread),  # taken, says the status; but not the body that was promised
+        ((204,), doubt | done | unread),  # has no body by definition: a doubt only for who must read something in it
     ]
     rows = [
-        _Row(f"status {status}", Fault.answer(status, Location="/elsewhere"), frozenset(expected))
+        WireRow(f"status {status}", Fault.answer(status, Location="/elsewhere"), frozenset(expected))
         for codes, expected in statuses
         for status in codes
     ]
-    late = Fault.answer(503, Retry_After="7")
-    rows.append(_Row("503 with Retry-After: 7", late, frozenset({"retryable"}), after=timedelta(seconds=7)))
+    # The wait is the same by the outlet's clock and by ours: its answer says what time it is there.
+    date, later = (format_datetime(at, usegmt=True) for at in (MORNING, MORNING + timedelta(minutes=7)))
+    pauses = (
+        ("7", {"Retry-After": "7"}, timedelta(seconds=7)),
+        ("a date", {"Date": date, "Retry-After": later}, timedelta(minutes=7)),
+    )
+    for status in (429, 503):
+        for form, headers, after in pauses:
+            fault = Fault(Trouble.ANSWER, status=status, headers=headers)
+            rows.append(WireRow(f"{status} with Retry-After: {form}", fault, frozenset({"retryable"}), after))
     # Nothing was read, so repeating is harmless; but the sender can't know it, so a doubt is right, too.
-    rows.append(_Row("reset before reading", Fault(Trouble.RESET_UNREAD), frozenset(doubt | {"retryable"})))
-    rows.append(_Row("lost answer", Fault(Trouble.ANSWER_LOST), frozenset(doubt)))
-    rows.append(_Row("silence", Fault(Trouble.SILENCE), frozenset(doubt)))
-    rows.append(_Row("a slow drip", Fault(Trouble.DRIP), frozenset(doubt | unread)))
-    rows.append(_Row("a page of HTML", Fault(Trouble.WRONG_TYPE), frozenset(doubt | unread)))
-    rows.append(_Row("a truncated body", Fault(Trouble.TRUNCATED), frozenset(doubt | unread)))
-    rows.append(_Row("nobody listening", None, frozenset({"retryable"})))
+    rows.append(WireRow("reset before reading", Fault(Trouble.RESET_UNREAD), frozenset(doubt | {"retryable"})))
+    rows.append(WireRow("reset after reading", Fault(Trouble.RESET_READ), frozenset(doubt)))
+    rows.append(WireRow("lost answer", Fault(Trouble.ANSWER_LOST), frozenset(doubt)))
+    rows.append(WireRow("silence", Fault(Trouble.SILENCE), frozenset(doubt)))
+    rows.append(WireRow("a slow drip", Fault(Trouble.DRIP), frozenset(doubt | unread)))
+    rows.append(WireRow("a page of HTML", Fault(Trouble.WRONG_TYPE), frozenset(doubt | unread)))
+    rows.append(WireRow("a truncated body", Fault(Trouble.TRUNCATED), frozenset(doubt | unread)))
+    rows.append(WireRow("1 GB of body", Fault(Trouble.HUGE), frozenset(doubt | unread)))
+    rows.append(WireRow("1 GB of body, packed", Fault(Trouble.BOMB), frozenset(doubt | unread)))
+    rows.append(WireRow("202 and the usual answer", Fault(Trouble.RENUMBERED, status=202), frozenset(done)))
+    rows.append(WireRow("nobody listening", None, frozenset({"retryable"})))
+    rows.append(WireRow("an unknown name", None, frozenset({"retryable"}), address="http://nowhere.invalid"))
     return rows
 
 

@@ -96,6 +96,16 @@ async def test_what_is_not_the_promised_answer_is_in_doubt(trouble: Trouble, cod
     assert found.code == code
 
 
+async def test_a_page_is_no_proof_where_none_was_promised() -> None:
+    found = await outcome(Trouble.WRONG_TYPE, promises="no_page")
+    assert type(found) is InDoubt
+    assert found.code == "page_instead"
+    assert isinstance(await outcome(Trouble.WRONG_TYPE, promises="any"), Answer)
+    assert isinstance(await outcome(Fault.answer(204), promises="no_page"), Answer)
+    plain = Fault.answer(200, body=b"done", Content_Type="text/plain")
+    assert isinstance(await outcome(plain, promises="no_page"), Answer)
+
+
 @pytest.mark.parametrize("trouble", [Trouble.SILENCE, Trouble.DRIP])
 async def test_no_answer_in_time_is_in_doubt(trouble: Trouble) -> None:
     found = await outcome(trouble, timeout=AT_ONCE)

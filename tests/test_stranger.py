@@ -15,20 +15,22 @@ from distributor.outlets import ChannelRecord, OutletStatus, discover
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "tests" / "stranger"
+CALLING = ROOT / "tests" / "courier"  # one that calls out
 
 
 # ── the right one, as its readers would install it ──────────────────────────────────────────────────────────
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the example was built and installed, as pip does it, without a network."""
-    source = tmp_path_factory.mktemp("source") / "bulletin"
-    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
+    """A folder into which the examples were built and installed, as pip does it, without a network."""
     target = tmp_path_factory.mktemp("site")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
-         "--disable-pip-version-check", "--no-compile", "--target", str(target), str(source)],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    for example in (EXAMPLE, CALLING):
+        source = tmp_path_factory.mktemp("source") / example.name
+        shutil.copytree(example, source, ignore=shutil.ignore_patterns("__pycache__"))
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
+             "--disable-pip-version-check", "--no-compile", "--target", str(target), str(source)],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
     return target
 
 
@@ -53,9 +55,10 @@ print(record.status, record.owner, record.channel.__module__, record.why)
     assert done.stdout.splitlines()[-1] == "ready distributor-channel-bulletin 1.0 distributor_channel_bulletin ()"
 
 
-def test_its_own_contract_test_passes(installed: Path, tmp_path: Path) -> None:
-    shutil.copy(EXAMPLE / "test_bulletin.py", tmp_path)
-    done = run(installed, tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "test_bulletin.py")
+@pytest.mark.parametrize("test", [EXAMPLE / "test_bulletin.py", CALLING / "test_courier.py"], ids=lambda one: one.stem)
+def test_its_own_contract_test_passes(installed: Path, tmp_path: Path, test: Path) -> None:
+    shutil.copy(test, tmp_path)
+    done = run(installed, tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", test.name)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
 

@@ -71,7 +71,6 @@ class TestNewMediaContract(ChannelContract):
         return Sandbox(self.clock, "contract")
 
     def app(self) -> web.Application:
-        self.clock = FrozenClock()
         self.sandbox = self.platform()
         return self.sandbox.app()
 

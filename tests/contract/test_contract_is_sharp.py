@@ -4,8 +4,10 @@ import asyncio
 import inspect
 import json
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +39,7 @@ from distributor.channel import (
     Traits,
     Verdict,
 )
-from distributor.testing import ChannelContract, Outlet, ScriptedChannel
+from distributor.testing import MOST_TAKEN_BYTES, ChannelContract, Outlet, ScriptedChannel
 
 PASSWORD = "open-sesame-8"
 
@@ -154,7 +156,7 @@ class Wall(Noting):
                 if response.status in self.meaning:
                     error = self.meaning[response.status](f"http_{response.status}")
                     if isinstance(error, Retryable) and "Retry-After" in response.headers:
-                        error.after = timedelta(seconds=int(response.headers["Retry-After"]))
+                        error.after = self.pause(response.headers)
                     raise error
                 body = await self.body(response)
         except aiohttp.ClientConnectorError as error:
@@ -164,6 +166,13 @@ class Wall(Noting):
         if body[:1] != b"{":
             raise InDoubt("answer_not_json")
         return True
+
+    def pause(self, headers: Mapping[str, str]) -> timedelta:
+        """Seconds, or a date by the outlet's own clock."""
+        said = headers["Retry-After"]
+        if said.isdigit():
+            return timedelta(seconds=int(said))
+        return parsedate_to_datetime(said) - parsedate_to_datetime(headers["Date"])
 
     async def body(self, response: aiohttp.ClientResponse) -> bytes:
         body = b""
@@ -582,7 +591,8 @@ class Guessing(Wall):
 def contract_of(broken: type[Channel[Any, Any]]) -> type[ChannelContract]:
     """The contract of the right channel that ``broken`` descends from, for ``broken``."""
     base = next(one for one in (BoardContract, DrawerContract, WallContract) if issubclass(broken, one.channel))
-    return type(f"{broken.__name__}Contract", (base,), {"channel": broken})
+    less = MOST_TAKEN_BYTES + (1 << 20)  # enough to see that it takes all of it
+    return type(f"{broken.__name__}Contract", (base,), {"channel": broken, "huge_bytes": less})
 
 
 BROKEN: dict[type[Channel[Any, Any]], str] = {
