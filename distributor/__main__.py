@@ -30,7 +30,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import scheduler
-from distributor import __version__, intake, logs
+from distributor import __version__, board, intake, logs
 from distributor.app import Distributor, database_file, open_distributor
 from distributor.backup import back_up
 from distributor.backup import restore as bring_back
@@ -43,15 +43,12 @@ from distributor.errors import DistributorError, Refused, Unusable
 from distributor.files import Folder
 from distributor.messages import assets_root, catalogue, explain, explain_finding, reason, word
 from distributor.model import (
-    FINAL,
     MOVES,
     Attempt,
-    Delivery,
     DeliveryState,
     Hold,
     Lane,
     LedgerKind,
-    Publication,
     ReceiptRow,
     Rendition,
     Revision,
@@ -66,6 +63,7 @@ from distributor.web.public import make_app
 
 WIDTH = 100  # columns where the output is no terminal
 PROBES_AT_ONCE = 16
+LISTED = 20  # names on the screen after a withdrawal; `outstanding` has all of them
 ATTENTION = (DeliveryState.FAILED, DeliveryState.IN_DOUBT)
 
 app = typer.Typer(
@@ -230,6 +228,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: S
 
 def _time(at: datetime | None, zone: ZoneInfo) -> str:
     return f"{at.astimezone(zone):%Y-%m-%d %H:%M}" if at else ""
+
+
+def _time_of(at: datetime, zone: ZoneInfo) -> str:
+    return f"{at.astimezone(zone):%m-%d %H:%M:%S}"
 
 
 def _short_time(at: datetime | None, zone: ZoneInfo) -> str:
@@ -574,19 +576,10 @@ def _paused(lane: Lane | None) -> str:
     return word("state.lane", "paused" if lane is not None and lane.paused_at else "open")
 
 
-def _held_back(lanes: Iterable[Lane], now: datetime, zone: ZoneInfo) -> list[str]:
-    """Outlets that their limits, their breaker or quiet hours hold back now; withdrawals still go through."""
-    lines = []
-    for lane in lanes:
-        if lane.hold_until is not None and lane.hold_until > now:
-            lines.append(
-                f"{lane.outlet_id} {_short_time(lane.hold_until, zone)} 前暂缓：{word('hold', lane.hold_code)}"
-            )
-        elif lane.quiet_until is not None and lane.quiet_until > now:
-            lines.append(
-                f"{lane.outlet_id} {_short_time(lane.quiet_until, zone)} 前静默：{word('hold', 'quiet_hours')}"
-            )
-    return lines
+def _restraint_line(each: board.Restraint, zone: ZoneInfo) -> str:
+    """What holds an outlet back now; withdrawals still go through."""
+    kind = "静默" if each.brake is board.Brake.QUIET_HOURS else "暂缓"
+    return f"{each.outlet_id} {_short_time(each.until, zone)} 前{kind}：{word('hold', each.brake)}"
 
 
 def _paused_lines(lanes: Iterable[Lane], zone: ZoneInfo) -> list[str]:
@@ -714,9 +707,10 @@ async def _show_story(core: Distributor, story_id: str) -> Answer:
     for revision, votes, renditions in revisions:
         data.append(_revision_data(revision, votes, renditions, approved))
         lines += _revision_lines(revision, votes, renditions, approved, zone)
-    board = await _board_of(core, [found])
-    lines += board.lines if board.rows else ["还没有投放……下一步：送审、签字后 distributor publish"]
-    return Answer({"story": found, "revisions": data, "deliveries": board.rows}, lines)
+    seen = await board.look(core.store, core.outlets, core.clock.now(), stories=[story_id])
+    shown = await _board_of(core, [found], seen)
+    lines += shown.lines if shown.rows else ["还没有投放……下一步：送审、签字后 distributor publish"]
+    return Answer({"story": found, "revisions": data, "deliveries": shown.rows}, lines)
 
 
 def _revision_data(
@@ -1004,13 +998,19 @@ def withdraw(
 
     async def work(core: Distributor) -> Answer:
         done = await core.desk.withdraw(person, story_id, why)
+        found = await board.outstanding(core.store, core.clock.now(), story_id)
+        left = [each for each in found if each.is_outstanding]
+        zone, more = core.settings.zone, max(0, len(left) - LISTED)
         serving = await core.store.database.dispatchers()
         lines = [
             f"{story_id} 已撤稿：{done.recalling} 个终端在撤下，{done.cancelled} 个没有发出。",
-            f"进度：distributor board {story_id}",
+            *(f"  {_whereabouts_line(each, zone)}" for each in left[:LISTED]),
+            *([f"  ……还有 {more} 个。"] if more else []),
+            f"谁还没有撤下：distributor outstanding {story_id}",
             *_not_served(serving, "撤稿已记录，尚未执行"),
         ]
-        data = {"story": story_id, "recalling": done.recalling, "cancelled": done.cancelled, "dispatchers": serving}
+        data = {"story": story_id, "recalling": done.recalling, "cancelled": done.cancelled, "dispatchers": serving,
+                "outstanding": left}  # fmt: skip
         return Answer(data, lines)
 
     _do(ctx, as_json, work)
@@ -1112,8 +1112,8 @@ def reopen(ctx: typer.Context, outlet: Annotated[str, typer.Argument(metavar="OU
 
 
 # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────
-@app.command()
-def board(
+@app.command(name="board")
+def show_board(
     ctx: typer.Context,
     story_id: Annotated[str, typer.Argument(metavar="[STORY]", help="只看一篇稿件。")] = "",
     state: Annotated[list[DeliveryState] | None, typer.Option(help="只看这些状态，可写多次。")] = None,
@@ -1125,18 +1125,23 @@ def board(
 
     async def work(core: Distributor) -> Answer:
         async with core.store.read() as tx:
-            stories, held = await tx.stories(), await tx.standing_hold()
-            lanes = (await tx.lanes()).values()
-        paused = [lane for lane in lanes if lane.paused_at]
-        slowed = _held_back(lanes, core.clock.now(), core.settings.zone)
+            stories = await tx.stories()
         chosen = [each for each in stories if story_id in ("", each.id)]
         if story_id and not chosen:
             raise _unknown_story(story_id, stories)
-        shown = await _board_of(core, chosen, states=states)
+        seen = await board.look(
+            core.store, core.outlets, core.clock.now(), stories=[each.id for each in chosen], states=states
+        )
         zone = core.settings.zone
-        above = [*_hold_lines(held, zone), *(f"终端 {line}" for line in (*_paused_lines(paused, zone), *slowed))]
+        slowed = [_restraint_line(each, zone) for each in seen.restraints]
+        above = [
+            *_hold_lines(seen.hold, zone),
+            *(f"终端 {line}" for line in (*_paused_lines(seen.paused, zone), *slowed)),
+        ]
+        shown = await _board_of(core, chosen, seen)
         serving = await core.store.database.dispatchers()
-        data = {"hold": held, "paused": paused, "held_back": slowed, "deliveries": shown.rows, "dispatchers": serving}
+        data = {"hold": seen.hold, "paused": seen.paused, "held_back": slowed, "deliveries": shown.rows,
+                "dispatchers": serving}  # fmt: skip
         if not shown.rows:
             empty = "没有符合条件的投放。" if states else "还没有投放……下一步：distributor publish 稿件 --to 终端或分组"
             return Answer(data, [*above, empty])
@@ -1151,25 +1156,15 @@ class _Board:
     lines: list[RenderableType]
 
 
-async def _board_of(core: Distributor, stories: Sequence[Story], *, states: Sequence[DeliveryState] = ()) -> _Board:
+async def _board_of(core: Distributor, stories: Sequence[Story], seen: board.Board) -> _Board:
     rows: list[dict[str, Any]] = []
     lines: list[RenderableType] = []
     for each in stories:
+        mine = [_delivery_data(row) for row in seen.rows.get(each.id, ())]
+        if not mine:
+            continue
         async with core.store.read() as tx:
-            deliveries = [
-                row for row in _present(await tx.deliveries(story_id=each.id)) if not states or row.state in states
-            ]
-            if not deliveries:
-                continue
-            ids = [row.id for row in deliveries if row.id is not None]
-            receipts, attempts = await tx.receipts(ids), await tx.attempts(ids)
-            publications = {one.id: one for one in await tx.publications(each.id)}
             title = (await tx.revisions(each.id))[-1].title
-        mine = [
-            _delivery_data(row, receipts.get(row.id or 0, []), attempts.get(row.id or 0, []),
-                           publications[row.publication_id])
-            for row in deliveries
-        ]  # fmt: skip
         rows += mine
         lines += [f"{each.id}  {title}（{word('state.story', each.state)}）", _board_table(core, mine)]
         lines += [line for row in mine for line in _attention_lines(row)]
@@ -1177,44 +1172,17 @@ async def _board_of(core: Distributor, stories: Sequence[Story], *, states: Sequ
     return _Board(rows, lines)
 
 
-def _present(deliveries: Sequence[Delivery]) -> list[Delivery]:
-    """Each outlet's newest delivery, and older ones that are not over."""
-    newest = {row.outlet_id: row.id for row in deliveries}
-    return [row for row in deliveries if row.id == newest[row.outlet_id] or row.state not in FINAL]
-
-
-def _delivery_data(
-    row: Delivery, receipts: Sequence[ReceiptRow], attempts: Sequence[Attempt], publication: Publication
-) -> dict[str, Any]:
-    last = receipts[-1] if receipts else None
+def _delivery_data(shown: board.Row) -> dict[str, Any]:
+    row, last = shown.delivery, shown.receipt
     return {
         "delivery": row.id, "publication": row.publication_id, "story": row.story_id, "outlet": row.outlet_id,
-        "version": row.version, "episode": row.episode, "state": row.state,
-        "since": _since(row, receipts, attempts, publication), "next_at": row.next_at, "waits_for": row.waits_for,
-        "until": row.until, "reason": row.reason, "code": row.code, "detail": row.detail, "tries": row.tries,
+        "version": row.version, "episode": row.episode, "state": row.state, "since": shown.since,
+        "next_at": row.next_at, "expected_at": shown.next.at, "brake": shown.next.brake,
+        "waits_for": row.waits_for, "until": row.until, "reason": row.reason, "code": row.code, "detail": row.detail,
+        "tries": row.tries,
         "receipt": {"proof": last.proof, "level": last.level, "at": last.at} if last else None,
-        "url": row.url, "external_id": row.external_id, "rehearsal": publication.rehearsal,
+        "url": row.url, "external_id": row.external_id, "rehearsal": shown.rehearsal,
     }  # fmt: skip
-
-
-def _since(
-    row: Delivery, receipts: Sequence[ReceiptRow], attempts: Sequence[Attempt], publication: Publication
-) -> datetime:
-    """When it came into its state, from the fact that brought it there."""
-    tried = next((each.ended_at for each in reversed(attempts) if each.ended_at), None)
-    if row.state in (DeliveryState.RECALLING, DeliveryState.CANCELLED) and row.reason is Because.WITHDRAWN:
-        at = publication.withdrawn_at
-    elif row.state is DeliveryState.LIVE:
-        at = row.live_at
-    elif row.state is DeliveryState.IN_DOUBT:
-        at = row.doubted_at or tried
-    elif row.state is DeliveryState.ACCEPTED:
-        at = receipts[-1].at if receipts else tried
-    elif row.state is DeliveryState.QUEUED:
-        at = row.created_at
-    else:
-        at = row.off_at or tried
-    return at or row.created_at
 
 
 def _board_table(core: Distributor, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -1226,7 +1194,8 @@ def _board_table(core: Distributor, rows: Sequence[Mapping[str, Any]]) -> Table:
     def upcoming(row: Mapping[str, Any]) -> str:
         if row["waits_for"]:
             return f"等 #{row['waits_for']}"
-        return _short_time(row["next_at"], zone)
+        brake = word("brake", row["brake"]) if row["brake"] else ""
+        return " ".join(part for part in (_short_time(row["expected_at"], zone), brake) if part)
 
     cells = [
         (f"#{row['delivery']}", f"{title(row['outlet'])} {row['outlet']}", word("state.delivery", row["state"]),
@@ -1251,6 +1220,7 @@ def _attention_lines(row: Mapping[str, Any]) -> list[str]:
     return [
         f"  #{row['delivery']} {row['outlet']} {word('state.delivery', row['state'])}：{why}{code}{detail}",
         f"    该做：{todo}",
+        f"    全部情况：distributor delivery {row['delivery']}",
     ]
 
 
@@ -1259,6 +1229,148 @@ def _code_in_words(code: str) -> str:
     if not code:
         return ""
     return reason(code) if catalogue().template("reason", code) else f"［{code}］"
+
+
+@app.command()
+def outstanding(
+    ctx: typer.Context,
+    story_id: Annotated[str, typer.Argument(metavar="[STORY]", help="只看一篇稿件，连同已撤下的终端。")] = "",
+    as_json: Json = False,
+) -> None:
+    """该撤的还有谁没撤下：在哪个终端、自何时、对方怎么说、何时再撤。"""
+
+    async def work(core: Distributor) -> Answer:
+        if story_id:
+            async with core.store.read() as tx:
+                if await tx.get(Story, story_id) is None:
+                    raise _unknown_story(story_id, await tx.stories())
+        found = await board.outstanding(core.store, core.clock.now(), story_id or None)
+        left, off = ([each for each in found if each.is_outstanding is wanted] for wanted in (True, False))
+        zone = core.settings.zone
+        serving = await core.store.database.dispatchers()
+        data = {"outstanding": left, "off": off, "dispatchers": serving}
+        lines: list[RenderableType] = [f"没有撤下的 {len(left)} 个：" if left else "该撤的都已撤下，没有遗留。"]
+        for name in dict.fromkeys(each.story for each in left):
+            mine = [each for each in left if each.story == name]
+            lines += [f"{name}  {mine[0].title}", *(f"  {_whereabouts_line(each, zone)}" for each in mine)]
+        if off:
+            lines += [f"已不在线的 {len(off)} 个：", *(f"  {_whereabouts_line(each, zone)}" for each in off)]
+        return Answer(data, [*lines, *(_not_served(serving, "撤稿不会执行") if left else [])])
+
+    _do(ctx, as_json, work)
+
+
+def _whereabouts_line(each: board.Whereabouts, zone: ZoneInfo) -> str:
+    """One outlet by name: whether it still shows the story, since when, what it said, and what comes next."""
+    why = reason(each.reason) if each.state in ATTENTION and each.reason is not Because.WITHDRAWN else ""
+    code = _code_in_words(each.said_code)
+    said = f"对方（{_short_time(each.said_at, zone)}）：{code}" if code else ""
+    proof = f"回执 {_receipt_words(vars(each.receipt))}。" if each.receipt and not code else ""
+    waits = catalogue().fill(
+        word("waits", each.waits),
+        {"at": _short_time(each.next_at, zone), "outlet": each.outlet, "delivery": each.delivery, "calls": each.calls},
+    )
+    version = f" 第 {each.version} 版" if each.version > 1 else ""
+    return (
+        f"#{each.delivery} {each.outlet_title}（{each.unit_name}，{each.outlet}）{version}"
+        f"{word('shows', each.shows)}，自 {_short_time(each.since, zone)}。{why}{said}{proof}{waits}"
+    )
+
+
+@app.command()
+def delivery(ctx: typer.Context, delivery: DeliveryId, as_json: Json = False) -> None:
+    """一个投放的全部情况：发了什么、何时发的、对方回了什么、现在能怎么办。"""
+
+    async def work(core: Distributor) -> Answer:
+        known = await board.dossier(core.store, core.outlets, core.clock.now(), delivery)
+        return Answer(_dossier_data(known), _dossier_lines(known, core.settings.zone))
+
+    _do(ctx, as_json, work)
+
+
+def _dossier_data(known: board.Dossier) -> dict[str, Any]:
+    made = known.rendition
+    return {
+        "delivery": known.delivery, "title": known.title, "outlet_title": known.outlet_title, "unit": known.unit,
+        "unit_name": known.unit_name, "revision": known.revision, "token": known.token,
+        "sent": {"channel": made.channel, "sha256": made.sha256, "payload": dict(_payload_summary(made.payload or {})),
+                 "files": made.files},
+        "planned_by": known.publication.planned_by, "planned_at": known.publication.planned_at,
+        "withdrawn_at": known.publication.withdrawn_at, "withdrawn_why": known.publication.withdrawn_why,
+        "attempts": known.attempts, "receipts": known.receipts, "audit": known.audit,
+        "expected_at": known.next.at, "brake": known.next.brake,
+        "ways": {to: _way(to, known.delivery.id) for to in known.ways},
+    }  # fmt: skip
+
+
+def _payload_summary(payload: Mapping[str, Any], longest: int = 60) -> list[tuple[str, str]]:
+    """Each field of a payload on one line: enough to recognise it on the outlet, not the whole text."""
+    rows = []
+    for name, value in payload.items():
+        if isinstance(value, str):
+            line = " ".join(value.split())
+            said = line if len(line) <= longest else f"{line[:longest]}……（共 {len(value)} 字）"
+        elif isinstance(value, list | dict):
+            said = f"{len(value)} 项" if value else ""
+        else:
+            said = "" if value is None else str(value)
+        if said:
+            rows.append((name, said))
+    return rows
+
+
+def _way(to: DeliveryState, delivery_id: int | None) -> str:
+    return catalogue().fill(word("way", to), {"delivery": delivery_id})
+
+
+def _dossier_lines(known: board.Dossier, zone: ZoneInfo) -> list[RenderableType]:
+    row, publication, made = known.delivery, known.publication, known.rendition
+    why = reason(row.reason) if row.reason else ""
+    detail = f"（{row.detail}）" if row.detail else ""
+    ahead = _short_time(known.next.at, zone)
+    brake = word("brake", known.next.brake) if known.next.brake else ""
+    withdrawn = publication.withdrawn_at
+    lines: list[RenderableType] = [
+        f"投放 #{row.id}：{row.story_id}  {known.title}",
+        f"终端 {known.outlet_title}（{known.unit_name}，{row.outlet_id}）",
+        f"状态 {word('state.delivery', row.state)}。{why}{_code_in_words(row.code)}{detail}",
+        *([f"自 {_time(row.doubted_at, zone)} 起说不准是否在终端上。"] if row.doubted_at else []),
+        f"计划 {_time(row.go_at, zone)} 发布" + (f"，{_time(row.until, zone)} 下线" if row.until else "")
+        + f"，由 {publication.planned_by} 排期" + ("（演练，不计数）" if publication.rehearsal else ""),
+        *([f"{_time(withdrawn, zone)} 撤稿：{publication.withdrawn_why}"] if withdrawn else []),
+        *([f"下一步 {ahead} {brake}".rstrip()] if ahead or brake else []),
+        "", f"发的是：第 {known.revision} 版，渠道 {word('channel', made.channel)}，标识 {known.token}",
+        f"  成品校验值 {made.sha256}",
+        *(f"  {name}：{said}" for name, said in _payload_summary(made.payload or {})),
+        *(f"  文件 {each['name']}（{each['media_type']}，{each['sha256'][:12]}）" for each in made.files),
+        *([f"  终端上的编号 {row.external_id}"] if row.external_id else []),
+        *([f"  终端上的网址 {row.url}"] if row.url else []), "",
+    ]  # fmt: skip
+    lines.append("每次联系：" if known.attempts else "还没有联系过终端。")
+    lines += [f"  {_attempt_line(each, zone)}" for each in known.attempts]
+    lines.append("对方回了什么：" if known.receipts else "没有收到过回执。")
+    lines += [f"  {_receipt_line(each, zone)}" for each in known.receipts]
+    lines += ["人做过什么："] if known.audit else []
+    lines += [f"  {_time(each.at, zone)} {each.person_id or '（系统）'} {word('action', each.action)}"
+              for each in known.audit]  # fmt: skip
+    lines.append("")
+    if not known.ways:
+        return [*lines, "不需要人登记结果。"]
+    return [*lines, "查看终端后，按看到的登记：", *(f"  {_way(to, row.id)}" for to in known.ways)]
+
+
+def _attempt_line(each: Attempt, zone: ZoneInfo) -> str:
+    ended = f"至 {_time_of(each.ended_at, zone)}" if each.ended_at else "起"
+    why = "：".join(part for part in (each.code, each.detail) if part)
+    said = word("outcome", each.outcome or "open")
+    return f"{_time_of(each.started_at, zone)} {ended} {word('attempt', each.action)}：{said}" + (why and f"（{why}）")
+
+
+def _receipt_line(each: ReceiptRow, zone: ZoneInfo) -> str:
+    numbered = [f"编号 {each.external_id}"] if each.external_id else []
+    known = [*numbered, each.url, *(f"{name}={value}" for name, value in each.evidence.items())]
+    proof = f"{word('proof', each.proof)}·{word('level', each.level)}"
+    return " ".join([_time_of(each.at, zone), proof, *(part for part in known if part)])
 
 
 @app.command()

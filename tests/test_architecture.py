@@ -18,7 +18,7 @@ FLOORS = (
     {"database"},
     {"store", "sandbox"},
     {"outlets"},
-    {"desk", "dispatch", "tally", "backup"},
+    {"desk", "dispatch", "tally", "board", "backup"},
     {"intake", "forward", "engine"},
     {"app"},
     {"web", "testing"},

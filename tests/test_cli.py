@@ -425,9 +425,34 @@ def test_the_board_says_what_to_do_about_each_that_needs_a_person() -> None:
             "code": "http_422",
             "detail": "太长",
         }
-        why, todo = cli._attention_lines(row)
+        why, todo, known = cli._attention_lines(row)
         assert "太长" in why
+        assert "distributor delivery 17" in known
         assert "distributor resolve 17 --state" in todo
+
+
+def test_who_still_shows_it_is_asked_of_one_story_or_of_all(signed: Desk) -> None:
+    signed.does("publish", "water", "--to", "all")
+    assert signed.does("withdraw", "water", "--why", "有误")["outstanding"] == []
+    assert signed.does("outstanding") == {"outstanding": [], "off": [], "dispatchers": []}
+    known = signed.does("outstanding", "water")
+    assert [(row["outlet_title"], row["unit_name"], row["shows"]) for row in known["off"]] == [
+        ("区融媒体中心 RSS", "区融媒体中心", "no"), ("区融媒体中心网站", "区融媒体中心", "no"),
+        ("电视滚动字幕", "区工信局", "no"),
+    ]  # fmt: skip
+    assert "没有遗留" in signed("outstanding").out
+    signed("outstanding", "watr").refused("watr", "water")
+
+
+def test_a_delivery_is_shown_with_what_it_sends_and_what_may_be_said_of_it(signed: Desk) -> None:
+    signed.does("publish", "water", "--to", "tv", "--at", "2099-01-02T08:30")
+    known = signed.does("delivery", "1")
+    assert (known["token"], known["sent"]["channel"], known["attempts"]) == ("water.tv.e1.v1", "crawl", [])
+    assert known["ways"] == {"cancelled": "不发了：distributor cancel 1"}
+    shown = signed("delivery", "1").out
+    assert "今晚八时起部分区域停水" in shown
+    assert "2099-01-02 08:30" in shown
+    signed("delivery", "9").refused("9")
 
 
 def test_figures_as_a_sheet_and_line_by_line(signed: Desk, tmp_path: Path) -> None:
