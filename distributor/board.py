@@ -358,19 +358,31 @@ async def look(
     store: Store, outlets: Outlets, now: datetime, *, stories: Iterable[str], states: Collection[DeliveryState] = ()
 ) -> Board:
     """The board of some stories; ``states``: only deliveries in one of these."""
-    rows: dict[str, tuple[Row, ...]] = {}
+    chosen: list[Delivery] = []
+    publications: dict[int | None, Publication] = {}
     async with store.read() as tx:
         lanes, hold = await tx.lanes(), await tx.standing_hold()
         for story_id in stories:
-            chosen = [
-                row for row in _on_board(await tx.deliveries(story_id=story_id)) if not states or row.state in states
-            ]
-            if chosen:
-                limits = {row.outlet_id: _limits(outlets, row.outlet_id) for row in chosen}
-                rows[story_id] = await _rows(tx, story_id, chosen, lanes, limits, hold, now, store.timezone)
+            present = _on_board(await tx.deliveries(story_id=story_id))
+            mine = [each for each in present if not states or each.state in states]
+            if mine:
+                chosen += mine
+                publications |= {one.id: one for one in await tx.publications(story_id)}
+        receipts, attempts = await _histories(tx, chosen)
+    rows: dict[str, tuple[Row, ...]] = {}
+    for each in chosen:
+        assert each.id is not None
+        heard, publication = receipts.get(each.id, []), publications[each.publication_id]
+        limits = _limits(outlets, each.outlet_id)
+        row = Row(
+            each, _since(each, heard, attempts.get(each.id, []), publication),
+            next_of(each, lanes[each.outlet_id], limits, hold, now, store.timezone),
+            heard[-1] if heard else None, publication.rehearsal,
+        )  # fmt: skip
+        rows[each.story_id] = (*rows.get(each.story_id, ()), row)
     held = [
-        each for lane in lanes.values()
-        for each in restraints(lane, _limits(outlets, lane.outlet_id), now, store.timezone)
+        found for lane in lanes.values()
+        for found in restraints(lane, _limits(outlets, lane.outlet_id), now, store.timezone)
     ]  # fmt: skip
     paused = tuple(lane for lane in lanes.values() if lane.paused_at is not None)
     return Board(now, hold, paused, tuple(held), rows)
@@ -378,26 +390,6 @@ async def look(
 
 def _limits(outlets: Outlets, outlet_id: str) -> Limits:
     return outlets.get(outlet_id).config.limits if outlet_id in outlets else Limits()
-
-
-async def _rows(
-    tx: Reading, story_id: str, chosen: Sequence[Delivery], lanes: Mapping[str, Lane], limits: Mapping[str, Limits],
-    hold: Hold | None, now: datetime, zone: ZoneInfo,
-) -> tuple[Row, ...]:  # fmt: skip
-    receipts, attempts = await _histories(tx, chosen)
-    publications = {one.id: one for one in await tx.publications(story_id)}
-    rows = []
-    for row in chosen:
-        assert row.id is not None
-        mine, publication = receipts.get(row.id, []), publications[row.publication_id]
-        rows.append(
-            Row(
-                row, _since(row, mine, attempts.get(row.id, []), publication),
-                next_of(row, lanes[row.outlet_id], limits[row.outlet_id], hold, now, zone),
-                mine[-1] if mine else None, publication.rehearsal,
-            )
-        )  # fmt: skip
-    return tuple(rows)
 
 
 async def _histories(
