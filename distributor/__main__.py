@@ -7,6 +7,7 @@ for each mistake; 2 the command itself was written wrong. Commands work beside a
 
 import asyncio
 import difflib
+import getpass
 import importlib.metadata
 import json
 import logging
@@ -56,9 +57,10 @@ from distributor.model import (
     diagram,
 )  # fmt: skip
 from distributor.model import Reason as Because
-from distributor.outlets import ChannelRecord, OutletRecord, OutletStatus, Reason, check_owners, discover
+from distributor.outlets import OUTLET_ID, ChannelRecord, OutletRecord, OutletStatus, Reason, check_owners, discover
 from distributor.settings import PERSON_VARIABLE, District, Settings, Stage, load_district, load_settings, sources
 from distributor.tally import as_csv
+from distributor.vault import Place, make_key, rotate
 from distributor.web.public import make_app
 
 WIDTH = 100  # columns where the output is no terminal
@@ -160,7 +162,7 @@ def _installation(seat: Seat) -> tuple[Settings, District]:
 
 def _district(settings: Settings, path: Path) -> District:
     """The district file may say ``{public}`` and ``{site}`` where it means this server's own addresses."""
-    return load_district(path, fill={"public": settings.public_url, "site": settings.site_url})
+    return load_district(path, fill={"public": settings.public_url, "site": settings.site_url}, vault=settings.vault)
 
 
 def _do(ctx: typer.Context, as_json: bool, work: Work) -> None:
@@ -1472,6 +1474,66 @@ def restore(
     size = f"{copied.database_bytes / 1e6:.1f} MB"
     said = f"已从 {folder} 恢复：数据库 {size}，文件 {copied.files} 个。下一步：distributor check"
     _say(Answer(asdict(copied), [said]), as_json=as_json, zone=settings.zone)
+
+
+# ── secrets at rest ─────────────────────────────────────────────────────────────────────────────────────────
+secret = typer.Typer(no_args_is_help=True, help="加密区县文件里的密码；密钥另存，不在数据库和备份里。")
+app.add_typer(secret, name="secret")
+
+
+@secret.command(name="key")
+def secret_key(ctx: typer.Context, as_json: Json = False) -> None:
+    """建立密钥文件，只有本账号能读；已有时拒绝，不会覆盖。"""
+    settings = load_settings(ctx.obj.config)
+    path = settings.secret_key_file
+    made = make_key(path)
+    lines = [
+        f"已建立密钥 {path}（编号 {made}）。请另外抄存一份，不要和数据备份放在一起：丢了它，加密的密码就打不开了。",
+        "下一步：distributor secret encrypt 终端 键名",
+    ]
+    _say(Answer({"path": path, "key": made}, lines), as_json=as_json, zone=settings.zone)
+
+
+@secret.command(name="encrypt")
+def secret_encrypt(
+    ctx: typer.Context,
+    outlet: Annotated[str, typer.Argument(metavar="OUTLET", help="终端编号。")],
+    field: Annotated[str, typer.Argument(metavar="FIELD", help="config 里的键，如 secret、login.password。")],
+    as_json: Json = False,
+) -> None:
+    """把一个密码加密成区县文件里的一行；密码从标准输入读取，不回显，不上命令行。"""
+    settings = load_settings(ctx.obj.config)
+    if not OUTLET_ID.fullmatch(outlet):
+        raise Refused("outlet_id_invalid", outlet=outlet)
+    if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", field):
+        raise Refused("secret_field_invalid", field=field)
+    vault = settings.vault
+    vault.key_id  # noqa: B018 - says that the key is missing before anybody types a password
+    typed = getpass.getpass(f"{outlet} 的 {field}（输入时不显示）：") if sys.stdin.isatty() else sys.stdin.read()
+    said = typed.removesuffix("\n").removesuffix("\r")
+    if not said:
+        raise Refused("secret_empty")
+    sealed = vault.seal(said, Place(outlet, field))
+    line = f'{field.rpartition(".")[2]} = "{sealed}"'
+    hint = f"把上面一行写进区县文件里终端 {outlet} 的 [outlets.config]；它只能用在这个终端的这个键上。"
+    _say(Answer({"outlet": outlet, "field": field, "line": line}, [line, hint]), as_json=as_json, zone=settings.zone)
+
+
+@secret.command(name="rotate")
+def secret_rotate(ctx: typer.Context, as_json: Json = False) -> None:
+    """换一把新密钥，把区县文件和收件密钥重新加密；中途断电也不会打不开。"""
+    settings = load_settings(ctx.obj.config)
+    if settings.district is None:
+        raise Unusable("district_not_named")
+    done = rotate(settings.vault, settings.district, settings.data_dir / "inbound.key")
+    lines = [
+        f"已换密钥：{done.before} → {done.after}，重新加密了 {len(done.values)} 处密文。旧密钥已删除。",
+        *(f"  {each.outlet}.{each.field}" for each in done.values),
+        "请另存新的密钥文件。正在运行的服务不受影响，下次启动时改用新密钥。",
+    ]
+    values = [each._asdict() for each in done.values]
+    data = {"before": done.before, "after": done.after, "values": values}
+    _say(Answer(data, lines), as_json=as_json, zone=settings.zone)
 
 
 @app.command()

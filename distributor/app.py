@@ -36,6 +36,7 @@ from distributor.outlets import Limits, OutletConfig, OutletRecord, Outlets, che
 from distributor.settings import District, LimitsEntry, Settings
 from distributor.store import Reading, Store
 from distributor.tally import Tally
+from distributor.vault import Vault
 
 __all__ = ["Distributor", "Draft", "database_file", "open_distributor"]
 
@@ -102,7 +103,7 @@ async def open_distributor(
                 settings=settings, district=district, clock=time, store=store, outlets=outlets, blobs=blobs,
                 desk=Desk(store, outlets, blobs, time, settings),
                 dispatcher=Dispatcher(store, outlets, blobs, time, chosen, spread),
-                tally=Tally(store), public=public, inbound_key=_inbound_key(settings.data_dir),
+                tally=Tally(store), public=public, inbound_key=_inbound_key(settings.data_dir, settings.vault),
             )  # fmt: skip
         finally:
             await store.close()
@@ -192,8 +193,8 @@ def _lane(lane: Lane | None, record: OutletRecord) -> Lane:
     return lane if lane.batch_max == batch else lane.model_copy(update={"batch_max": batch})
 
 
-def _inbound_key(data_dir: Path) -> bytes:
-    """A random key of this installation, made at the first start, readable by its owner alone.
+def _inbound_key(data_dir: Path, vault: Vault) -> bytes:
+    """A random key of this installation, made at the first start, readable by its owner alone; sealed if it can be.
 
     Of several hosts that start together one makes it: it appears whole, and never a second time.
     """
@@ -207,6 +208,6 @@ def _inbound_key(data_dir: Path) -> bytes:
             with suppress(FileExistsError):
                 os.link(name, path)
             Path(name).unlink()
-        return path.read_bytes()
+        return vault.inbound_key(path, path.read_bytes())
     except OSError as error:
         raise Unusable("disk_refused", path=str(path), why=error.strerror or str(error)) from error

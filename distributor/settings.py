@@ -8,6 +8,7 @@ at once, one line each, with file, line, key, what is wrong and what to do.
 """
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -43,6 +44,7 @@ from pydantic_settings import (
 
 from distributor.errors import Refused, Unusable
 from distributor.hours import parse as parse_hours
+from distributor.vault import Place, Vault, is_sealed
 
 __all__ = [
     "Chains", "ColumnEntry", "District", "GroupEntry", "LimitsEntry", "LogFormat", "OutletEntry", "PersonEntry",
@@ -55,6 +57,7 @@ PERSON_VARIABLE = "DISTRIBUTOR_PERSON"  # who acts, where the command line does 
 SECRET_PREFIX = "DISTRIBUTOR_SECRET_"  # noqa: S105 - names of variables for outlets' secrets, free to choose
 SQLITE, POSTGRESQL = ("sqlite", "sqlite+aiosqlite"), ("postgresql", "postgres", "postgresql+asyncpg")
 DEFAULT_FILE = Path("distributor.toml")
+DEFAULT_KEY = Path("distributor.key")
 
 
 class Stage(StrEnum):
@@ -97,6 +100,13 @@ def _timezone(value: str) -> str:
 def _comma_list(value: object) -> object:
     """An environment variable's ``a, b`` as a list; a list from TOML stays."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        raise PydanticCustomError("not_a_network", "{why}", {"why": str(error)}) from error
 
 
 def _chain(value: tuple[Stage, ...]) -> tuple[Stage, ...]:
@@ -167,6 +177,12 @@ class Settings(BaseSettings):
     retention_days: int = Field(default=190, ge=1)
     concurrency: int = Field(default=64, ge=1, le=10_000)  # calls to outlets at the same time
     log_format: LogFormat = LogFormat.CONSOLE
+    # Opens what is sealed in the district file. Not in data_dir: a backup of the data must not bring its key along.
+    secret_key_file: Path = DEFAULT_KEY
+    # networks (CIDR) whose clients may read /metrics; it tells outlets' kinds and amounts of work, not what they are
+    metrics_allow: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_comma_list)
+    ] = ("127.0.0.0/8", "::1/128")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -211,6 +227,11 @@ class Settings(BaseSettings):
     def zone(self) -> ZoneInfo:
         """The district's time zone."""
         return ZoneInfo(self.timezone)
+
+    @property
+    def vault(self) -> Vault:
+        """Opens the sealed values of the district file: with the key that systemd hands over, else the file's."""
+        return Vault.of(self.secret_key_file, os.environ)
 
     @property
     def permalink_wait(self) -> timedelta:
@@ -275,7 +296,7 @@ def load_settings(config: Path | None = None) -> Settings:
     origins |= {fields[variable.upper()]: variable for variable in _variables(fields)}
     moved = {
         name: path.parent / value
-        for name in ("data_dir", "district")
+        for name in ("data_dir", "district", "secret_key_file")
         if origins.get(name) == str(path) and isinstance(value := getattr(read, name), Path)
     }
     settings = read.model_copy(update=moved)
@@ -431,11 +452,12 @@ class District(Entry):
         )
 
 
-def load_district(path: Path, *, fill: Mapping[str, str] | None = None) -> District:
+def load_district(path: Path, *, fill: Mapping[str, str] | None = None, vault: Vault | None = None) -> District:
     """Read and check a district file.
 
-    ``env:NAME`` as a value inside an outlet's ``config`` is replaced by that environment variable. ``fill`` replaces
-    ``{name}`` inside text values of ``config`` (the demo fills in the address of its sandbox).
+    ``env:NAME`` as a value inside an outlet's ``config`` is replaced by that environment variable, ``enc:v1:…`` by
+    the secret that ``vault`` opens (without one: with the key in ``./distributor.key``). ``fill`` replaces ``{name}``
+    inside text values of ``config`` (the demo fills in the address of its sandbox).
 
     Raises:
         Unusable: ``district_file_missing``, ``file_unreadable``, ``toml_malformed``, or ``district_mistakes`` whose
@@ -446,7 +468,8 @@ def load_district(path: Path, *, fill: Mapping[str, str] | None = None) -> Distr
     written = _read_toml(path)
     lines = _TableLines(path.read_text(encoding="utf-8"), path.name)
     mistakes: list[Unusable] = []
-    resolved = _resolved(written, fill or {}, lines, mistakes)
+    opens = vault or Vault.of(DEFAULT_KEY, os.environ)
+    resolved = _resolved(written, fill or {}, opens, lines, mistakes)
     try:
         district = District.model_validate(resolved)
     except ValidationError as error:
@@ -478,9 +501,19 @@ class _TableLines:
 
 
 def _resolved(
-    written: Mapping[str, Any], fill: Mapping[str, str], lines: _TableLines, mistakes: list[Unusable]
+    written: Mapping[str, Any], fill: Mapping[str, str], vault: Vault, lines: _TableLines, mistakes: list[Unusable]
 ) -> dict[str, Any]:
-    """A copy with the outlets' ``config`` filled in. Variables that are not set are added to ``mistakes``."""
+    """A copy with the outlets' ``config`` filled in. What isn't set or can't be opened is added to ``mistakes``."""
+
+    def opened(raw: str, loc: tuple[str | int, ...]) -> str:
+        outlet = written["outlets"][loc[1]].get("id", "")
+        place = Place(str(outlet), ".".join(str(part) for part in loc[3:]))
+        try:
+            return vault.open(raw, place)
+        except Unusable as error:
+            where = {"where": lines.where(loc), "key": _key_path(loc, written)}
+            mistakes.append(Unusable("secret_unreadable", **where, why=(error,)))
+            return ""
 
     def value(raw: object, loc: tuple[str | int, ...]) -> object:
         if isinstance(raw, dict):
@@ -493,6 +526,8 @@ def _resolved(
                 key = _key_path(loc, written)
                 mistakes.append(Unusable("secret_missing", where=lines.where(loc), key=key, variable=variable))
             return os.environ.get(variable, "")
+        if isinstance(raw, str) and is_sealed(raw):
+            return opened(raw, loc)
         if isinstance(raw, str):
             return re.sub(r"\{(\w+)\}", lambda found: fill.get(found[1], found[0]), raw)
         return raw

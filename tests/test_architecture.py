@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
     {"clock", "text", "files", "hours", "logs"},
+    {"vault"},
     {"channel", "counting", "settings", "messages"},
     {"http", "model"},
     {"migrations"},
