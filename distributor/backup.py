@@ -9,12 +9,14 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from distributor.errors import Refused, Unusable
 from distributor.files import TEMPORARY_PREFIX
 
 DATABASE, FOLDERS, KEY = "distributor.db", ("blobs", "public"), "inbound.key"
+TAKEN = "backup.last"  # in data_dir: its time says when the last backup was complete, its words where
 PAGES = 2000  # copied at a time: 8 MB, so that writers are not held up
 
 
@@ -46,9 +48,18 @@ def back_up(data_dir: Path, database: Path, target: Path, progress: Callable[[in
         files = sum(_copy_new(data_dir / name, target / name) for name in FOLDERS)
         if (data_dir / KEY).is_file():
             shutil.copy2(data_dir / KEY, target / KEY)
+        (data_dir / TAKEN).write_text(f"{target.absolute()}\n", encoding="utf-8")
     except OSError as error:
         raise Unusable("disk_refused", path=str(target), why=error.strerror or str(error)) from error
     return Copied((target / DATABASE).stat().st_size, files)
+
+
+def last_backup(data_dir: Path) -> datetime | None:
+    """When the last backup of an installation was complete; None: it is not known to have one. Blocks."""
+    try:
+        return datetime.fromtimestamp((data_dir / TAKEN).stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
 
 
 def restore(source: Path, data_dir: Path, database: Path) -> Copied:

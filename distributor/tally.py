@@ -1,21 +1,170 @@
-"""The department's numbers: sums over the ledger, each of which opens to its lines and their receipts."""
+"""The department's numbers: sums over the ledger, each of which opens to its lines and their receipts.
+
+Also the `Pulse` that monitors and ``distributor doctor`` look at: how much work there is and how late it is.
+"""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 
-from distributor.model import LedgerKind, LedgerLine, Unit
-from distributor.store import Store
+from distributor.counting import monday_of
+from distributor.model import (
+    WORKING,
+    Attempt,
+    Delivery,
+    DeliveryState,
+    Entry,
+    Lane,
+    LedgerKind,
+    LedgerLine,
+    Outlet,
+    Unit,
+)  # fmt: skip
+from distributor.store import PRIORITIES, Reading, Store
 
 LINE: Any = LedgerLine
 UNIT: Any = Unit
+D: Any = Delivery
+L: Any = Lane
+O: Any = Outlet  # noqa: E741
+A: Any = Attempt
+
+# What is live grows with the years, and so does what is off: neither is counted at each look.
+UNFINISHED = (*sorted(WORKING), DeliveryState.FAILED)
+IDS_AT_ONCE = 1000  # in one statement; SQLite takes 32,766 parameters, PostgreSQL 65,535
 
 
+# ── how the work stands ─────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Waiting:
+    """What is due by now and not done, of one priority."""
+
+    deliveries: int
+    age: timedelta  # of the oldest
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How much work there is, how late it is, and what is held back, at one moment."""
+
+    at: datetime
+    lag: timedelta  # how late the machine is with the oldest thing that nothing holds back
+    held: bool  # 全区停发 stands
+    deliveries: Mapping[tuple[DeliveryState, str], int]  # by state (of `UNFINISHED`) and channel
+    lanes: Mapping[str, int]  # enabled outlets by condition: open, paused, quiet_hours, or a lane's hold code
+    due: Mapping[int, Waiting]  # by priority; held back or not
+    ledger: Mapping[tuple[LedgerKind, Entry], int]  # lines of the week that runs
+
+    def in_state(self, state: DeliveryState) -> int:
+        """Deliveries of all channels."""
+        return sum(n for (each, _channel), n in self.deliveries.items() if each is state)
+
+
+async def pulse(tx: Reading, now: datetime, zone: ZoneInfo) -> Pulse:
+    """Look at it. Costs what is outlets, unfinished work and this week's lines; no history is read."""
+    condition = case(
+        (L.paused_at.is_not(None), "paused"), (L.hold_until > now, L.hold_code), (L.quiet_until > now, "quiet_hours"),
+        else_="open",
+    )  # fmt: skip
+    enabled = select(condition.label("condition")).join(Outlet, O.id == L.outlet_id).where(O.enabled).subquery()
+    # Each outlet asks the index for its own few: joined the other way round, the whole history would be read.
+    of_outlet = [
+        select(func.count()).where(D.outlet_id == O.id, D.state == state).correlate(Outlet).scalar_subquery()
+        for state in UNFINISHED
+    ]
+    per_outlet = select(O.channel, *(n.label(state) for n, state in zip(of_outlet, UNFINISHED, strict=True))).subquery()
+    unfinished = select(per_outlet.c.channel, *(func.sum(per_outlet.c[state]) for state in UNFINISHED)).group_by(
+        per_outlet.c.channel
+    )
+    with_work = (
+        select(*(_due_of(priority, now, func.count()).label(f"n{priority}") for priority in PRIORITIES),
+               *(_due_of(priority, now, func.min(D.next_at)).label(f"at{priority}") for priority in PRIORITIES))
+        .where(L.next_at.is_not(None))
+        .subquery()
+    )  # fmt: skip
+    due = select(
+        *(func.coalesce(func.sum(with_work.c[f"n{priority}"]), 0) for priority in PRIORITIES),
+        *(func.min(with_work.c[f"at{priority}"]) for priority in PRIORITIES),
+    )
+    monday = monday_of(now.astimezone(zone).date())
+    ledger = select(LINE.kind, LINE.n, func.count()).where(LINE.booked_week == monday).group_by(LINE.kind, LINE.n)
+    lanes = select(enabled.c.condition, func.count()).group_by(enabled.c.condition)
+    next_at = await tx.next_wake(now)
+    return Pulse(
+        at=now,
+        lag=max(now - next_at, timedelta(0)) if next_at is not None else timedelta(0),
+        held=await tx.standing_hold() is not None,
+        deliveries={
+            (state, row[0]): int(n)
+            for row in await tx.rows(unfinished)
+            for state, n in zip(UNFINISHED, row[1:], strict=True)
+        },
+        lanes={str(name): n for name, n in await tx.rows(lanes)},
+        due=_waiting((await tx.rows(due))[0], now),
+        ledger={
+            (LedgerKind(kind), Entry.COUNT if n > 0 else Entry.REVERSAL): lines
+            for kind, n, lines in await tx.rows(ledger)
+        },
+    )
+
+
+def _due_of(priority: int, now: datetime, what: Any) -> Any:
+    """Of one lane's due rows of one priority: how many, or since when; the index on just these three answers it."""
+    rows = select(what).where(D.outlet_id == L.outlet_id, D.priority == priority, D.next_at <= now)
+    return rows.correlate(Lane).scalar_subquery()
+
+
+def _waiting(row: Sequence[Any], now: datetime) -> dict[int, Waiting]:
+    counts, oldest = row[: len(PRIORITIES)], row[len(PRIORITIES) :]
+    return {
+        priority: Waiting(int(n), max(now - since, timedelta(0)))
+        for priority, n, since in zip(PRIORITIES, counts, oldest, strict=True)
+        if since is not None
+    }
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How attempts ended since a first look; `tried` carries it on. For rates: what ended before is not in it."""
+
+    newest: int = 0  # id of the newest attempt that was seen
+    ended: Mapping[str, int] = field(default_factory=dict)  # by outcome
+    open: frozenset[int] = frozenset()  # ids that had not ended
+
+
+async def tried(tx: Reading, before: Tried | None) -> Tried:
+    """``before`` and what has ended since. Reads the new attempts alone; the first look only says where they begin."""
+    newest = int((await tx.rows(select(func.coalesce(func.max(A.id), 0))))[0][0])
+    if before is None:
+        return Tried(newest)
+    since = (A.id > before.newest, A.id <= newest)
+    ended = select(A.outcome, func.count()).where(*since, A.ended_at.is_not(None)).group_by(A.outcome)
+    counts = dict(before.ended)
+    _add(counts, await tx.rows(ended))
+    begun = {one for (one,) in await tx.rows(select(A.id).where(*since, A.ended_at.is_(None)))}
+    still = set(before.open)
+    waited_for = sorted(before.open)
+    for at in range(0, len(waited_for), IDS_AT_ONCE):
+        ids = waited_for[at : at + IDS_AT_ONCE]
+        known = {one: (ended_at, outcome) for one, ended_at, outcome in await tx.rows(
+            select(A.id, A.ended_at, A.outcome).where(A.id.in_(ids)))}  # fmt: skip
+        _add(counts, ((outcome, 1) for ended_at, outcome in known.values() if ended_at is not None))
+        still -= {one for one in ids if one not in known or known[one][0] is not None}
+    return Tried(newest, counts, frozenset(still | begun))
+
+
+def _add(counts: dict[str, int], more: Iterable[Any]) -> None:
+    for outcome, n in more:
+        counts[outcome] = counts.get(outcome, 0) + n
+
+
+# ── the week ────────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class UnitWeek:
     """One unit's week: net counts by kind, and its published ones by channel."""
@@ -36,6 +185,11 @@ class Tally:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    async def pulse(self, now: datetime, before: Tried | None = None) -> tuple[Pulse, Tried]:
+        """How the work stands, and how attempts ended since ``before``, in one snapshot."""
+        async with self._store.read() as tx:
+            return await pulse(tx, now, self._store.timezone), await tried(tx, before)
 
     async def weeks(self) -> list[date]:
         """Mondays of the weeks that have lines, oldest first."""

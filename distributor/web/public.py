@@ -1,4 +1,4 @@
-"""Public files, the inbound route, and health: what readers, screens, platforms and monitors reach."""
+"""Public files, the inbound route, health and metrics: what readers, screens, platforms and monitors reach."""
 
 import asyncio
 import hashlib
@@ -18,6 +18,7 @@ from distributor.channel import Inbound, Permanent
 from distributor.errors import DistributorError, Refused
 from distributor.files import Folder
 from distributor.messages import explain
+from distributor.web.metrics import Metrics
 
 log = structlog.get_logger("distributor.web")
 
@@ -43,6 +44,7 @@ def make_app(
     app[CORE], app[READ_ONLY], app[WORKER], app[SEEN] = core, read_only, worker, OrderedDict()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", Metrics(core).page, allow_head=False)
     app.router.add_post(f"/in/{OUTLET}/{{secret}}", receive)
     app.router.add_get("/", front)
     app.router.add_get(f"/{OUTLET}", to_folder)
