@@ -495,7 +495,7 @@ class Dispatcher:
         del self._busy[task]
         self._nudged.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("lane_failed", lane=task.get_name(), exc_info=error)
+            log.error("lane_failed", outlet_id=task.get_name().removeprefix("lane:"), exc_info=error)
 
     # ── one lane
     async def _serve(self, lane: Claimed) -> None:
@@ -705,11 +705,18 @@ class Dispatcher:
         Raises:
             Refused: ``unknown_outlet``.
             Permanent: the message is not authentic or not readable; nothing was changed.
+            Unusable: ``channel_defect``: the channel broke over it; nothing was changed, it may come again.
         """
         channel = self._outlets.get(outlet_id).channel
         if channel is None:
             raise Permanent("outlet_unusable")
-        verdicts = await asyncio.to_thread(channel.receive, inbound)
+        try:
+            verdicts = await asyncio.to_thread(channel.receive, inbound)
+        except Permanent:
+            raise
+        except Exception as error:
+            log.exception("channel_defect", outlet_id=outlet_id)
+            raise Unusable("channel_defect", outlet=outlet_id) from error
         changed = 0
         for verdict in verdicts:
             changed += await self._take(outlet_id, verdict, channel.traits)
