@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
 from zoneinfo import ZoneInfo
 
+from pydantic import ValidationError
 from sqlalchemy import (
     ARRAY,
     CursorResult,
@@ -485,7 +486,10 @@ def thaw(row: Rendition, payload: type[Payload], blobs: Blobs) -> Made[Any]:
         Unusable: a blob is missing or damaged; ``rendition_damaged``: it is no longer the bytes that were signed.
     """
     files = tuple(RenditionFile(each["name"], each["media_type"], blobs.get(each["sha256"])) for each in row.files)
-    made = Made(payload.model_validate(row.payload), files)
+    try:
+        made = Made(payload.model_validate(row.payload), files)
+    except ValidationError as error:  # the channel's payload has changed its shape since it was signed
+        raise Unusable("rendition_damaged", rendition=row.id, channel=row.channel) from error
     if made.sha256 != row.sha256:
         raise Unusable("rendition_damaged", rendition=row.id, channel=row.channel)
     return made

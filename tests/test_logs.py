@@ -21,8 +21,17 @@ from channels.newmedia import NewMedia
 from distributor import http, logs
 from distributor.channel import InDoubt, Misconfigured, Permanent, Receipt, Retryable, Traits
 from distributor.errors import Refused
+from distributor.model import DeliveryState
 from distributor.outlets import OutletConfig, Outlets
-from distributor.testing import FakeOutletServer, Fault, ScriptedChannel, ScriptedConfig, Trouble, tools
+from distributor.testing import (
+    FakeOutletServer,
+    Fault,
+    ScriptedChannel,
+    ScriptedConfig,
+    ScriptedPayload,
+    Trouble,
+    tools,
+)
 from distributor.web.public import make_app
 from tests.conftest import SHANGHAI, House, open_house
 
@@ -154,22 +163,27 @@ async def test_each_line_about_a_delivery_names_it_and_its_outlet(busy: House, a
     assert {"event", "level", "timestamp"} <= set.intersection(*(set(line) for line in lines))
 
 
-async def test_a_payload_that_can_no_longer_be_read_is_not_quoted(tmp_path: Path, told: Told) -> None:
-    async with open_house(tmp_path) as house:
+async def test_a_payload_that_can_no_longer_be_read_is_not_quoted_and_pauses_its_outlet(
+    tmp_path: Path, told: Told
+) -> None:
+    class Stricter(ScriptedPayload):
+        title: int  # type: ignore[assignment]  # what was stored before the channel changed doesn't fit any more
+
+    class Upgraded(ScriptedChannel):
+        kind = "upgraded"
+        traits = Traits(idempotent=True)
+
+    (tmp_path / "house").mkdir()
+    channel = Upgraded(ScriptedConfig(), tools(tmp_path / "upgraded"))
+    async with open_house(tmp_path / "house", more={"upgraded": ("rmt", channel)}) as house:
         await house.approved(title=TITLE, text=BODY)
-        await house.desk.plan("editor", "water", ["safe"])
-        channel = house.outlets.get("safe").channel
-        assert channel is not None
-
-        class Stricter(channel.Payload):  # type: ignore[name-defined, misc]
-            title: int
-
-        type(channel).Payload = Stricter
+        await house.desk.plan("editor", "water", ["upgraded", "safe"])
+        Upgraded.Payload = Stricter
         await house.dispatcher.drain()
-    said = told.read()
-    assert "outlet_id" in said
-    assert "safe" in said
-    assert [mark for mark in MARKS if mark in said] == []
+        assert (await house.states())["safe"] is DeliveryState.LIVE
+        async with house.store.read() as tx:
+            assert (await tx.lanes())["upgraded"].paused_code == "rendition_damaged"
+    assert [mark for mark in MARKS if mark in told.read()] == []
 
 
 # ── the web ─────────────────────────────────────────────────────────────────────────────────────────────────
