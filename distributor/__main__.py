@@ -36,9 +36,11 @@ from distributor.app import Distributor, database_file, open_distributor
 from distributor.backup import back_up
 from distributor.backup import restore as bring_back
 from distributor.channel import Finding, Severity
+from distributor.clock import SystemClock
 from distributor.counting import monday_of
 from distributor.database import PostgreSQL, SQLiteFile, database_at
 from distributor.desk import Adapted, Planned, Skipped
+from distributor.doctor import Grade, examine
 from distributor.engine import Cluster, Embedded, Engine
 from distributor.errors import DistributorError, Refused, Unusable
 from distributor.files import Folder
@@ -456,6 +458,33 @@ def check(
     if district is not None:
         checked = asyncio.run(_look(checked, district, probe=probe))
     _say(checked.answer(), as_json=as_json, zone=settings.zone)
+
+
+@app.command()
+def doctor(ctx: typer.Context, as_json: Json = False) -> None:
+    """体检：逐项查看设置、磁盘、数据库、时钟、终端、密钥、备份，说明哪里不对、为什么、怎么办。只看，不改。"""
+    with _progress() as progress:
+        bars: dict[str, Any] = {}
+
+        def show(topic: str, done: int, total: int) -> None:
+            if topic not in bars:
+                bars[topic] = progress.add_task(f"检查{word('doctor_topic', topic)}", total=total)
+            progress.update(bars[topic], completed=done, total=total)
+
+        report = asyncio.run(examine(ctx.obj.config, SystemClock(), show))
+    topics = [(word("grade", each.grade), word("doctor_topic", each.topic), each.message)
+              for each in report.observations]  # fmt: skip
+    numbers = {grade: len(report.of(grade)) for grade in Grade}
+    total = f"正常 {numbers[Grade.OK]} 项，提醒 {numbers[Grade.WARNING]} 项，错误 {numbers[Grade.ERROR]} 项。"
+    own = [(each.name, each.value, _source(each.source)) for each in report.settings if each.source != "default"]
+    told: list[RenderableType] = [_table(("您设定的", "值", "来自"), own), ""] if own else []
+    lines = [*told, _table(("结果", "项目", "说明"), topics), "", total]
+    data = {
+        "worst": report.worst, "settings": [each._asdict() for each in report.settings],
+        "observations": [{**_plain(each, ZoneInfo("UTC")), "message": each.message} for each in report.observations],
+    }  # fmt: skip
+    answer = Answer(data, lines, code=int(report.worst is Grade.ERROR))
+    _say(answer, as_json=as_json, zone=ZoneInfo("UTC"))  # times are told in the district's own zone already
 
 
 @dataclass(frozen=True)

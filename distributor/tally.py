@@ -5,18 +5,30 @@ Also the `Pulse` that monitors and ``distributor doctor`` look at: how much work
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from pathlib import Path
+from time import monotonic
 from typing import Any
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import case, func, select
+from alembic.script import ScriptDirectory
+from sqlalchemy import case, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
+from distributor import migrations
 from distributor.counting import monday_of
+from distributor.database import SQLiteFile, database_at, detail_of
+from distributor.errors import Unusable
 from distributor.model import (
     WORKING,
     Attempt,
+    AuditLine,
     Delivery,
     DeliveryState,
     Entry,
@@ -24,6 +36,8 @@ from distributor.model import (
     LedgerKind,
     LedgerLine,
     Outlet,
+    ReceiptRow,
+    Rendition,
     Unit,
 )  # fmt: skip
 from distributor.store import PRIORITIES, Reading, Store
@@ -34,6 +48,9 @@ D: Any = Delivery
 L: Any = Lane
 O: Any = Outlet  # noqa: E741
 A: Any = Attempt
+N: Any = Rendition
+AUDIT: Any = AuditLine
+RECEIPT: Any = ReceiptRow
 
 # What is live grows with the years, and so does what is off: neither is counted at each look.
 UNFINISHED = (*sorted(WORKING), DeliveryState.FAILED)
@@ -162,6 +179,107 @@ async def tried(tx: Reading, before: Tried | None) -> Tried:
 def _add(counts: dict[str, int], more: Iterable[Any]) -> None:
     for outcome, n in more:
         counts[outcome] = counts.get(outcome, 0) + n
+
+
+# ── looking at a database that may be in any state ──────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Schema:
+    """Which version of the tables a database has, and which this program wants."""
+
+    found: str
+    wanted: str
+    is_known: bool  # false: a newer program made it
+
+
+class Onlooker:
+    """One look at a database that nobody has opened or migrated: reads, changes nothing, works beside a service."""
+
+    def __init__(self, tx: Reading, dispatchers: tuple[str, ...] = ()) -> None:
+        """``dispatchers``: who dispatches; of a SQLite file its lock says so, of a server its list of sessions."""
+        self.tx = tx
+        self.dispatchers = dispatchers
+
+    async def schema(self) -> Schema:
+        """What its table of versions says."""
+        found = await self.tx.rows(text("SELECT version_num FROM alembic_version"))
+        scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+        known = {each.revision for each in scripts.walk_revisions()}
+        version = str(found[0][0]) if found else ""
+        return Schema(version, str(scripts.get_current_head()), version in known)
+
+    async def newest(self) -> datetime | None:
+        """The latest moment that was written down; None: nothing was yet."""
+        times: list[datetime] = []
+        for column, key in ((AUDIT.at, AUDIT.id), (A.started_at, A.id), (RECEIPT.stored_at, RECEIPT.id)):
+            times += [at for (at,) in await self.tx.rows(select(column).order_by(key.desc()).limit(1))]
+        return max(times, default=None)
+
+    async def blobs(self) -> list[str]:
+        """The hashes of every file that a delivery on air or in work needs, sorted."""
+        present = select(D.rendition_id).where(D.state.in_((DeliveryState.LIVE, *UNFINISHED))).distinct()
+        found = await self.tx.rows(select(N.files).where(N.id.in_(present)))
+        return sorted({str(each["sha256"]) for (files,) in found for each in files})
+
+
+@asynccontextmanager
+async def look_at(url: str) -> AsyncIterator[Onlooker]:
+    """Look at the database of a checked address.
+
+    A SQLite file that nobody has open is read as it lies: opening it the usual way would make files beside it, owned
+    by whoever looks.
+
+    Raises:
+        Unusable: ``database_refused``: it can't be reached or read; of PostgreSQL all that `Database.prepare` raises.
+    """
+    database = database_at(url)
+    if isinstance(database, SQLiteFile):
+        async with _look_at_file(database.path) as onlooker:
+            yield onlooker
+        return
+    try:
+        await database.prepare()
+        async with database.reading() as opened:
+            yield Onlooker(Reading(opened.session, shared=True), await database.dispatchers())
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _look_at_file(path: Path) -> AsyncIterator[Onlooker]:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{_read_only(path)}&uri=true")
+    try:
+        async with AsyncSession(engine) as session:
+            yield Onlooker(Reading(session, shared=False))
+    except (DBAPIError, OSError) as error:
+        raise Unusable("database_refused", path=str(path), why=detail_of(error)) from error
+    finally:
+        await engine.dispose()
+
+
+def _read_only(path: Path) -> str:
+    """A SQLite URI that changes nothing: of a file in use beside its log, else of the file as it lies."""
+    in_use = path.with_name(f"{path.name}-wal").exists()
+    return f"file:{quote(str(path.absolute()))}?mode=ro{'' if in_use else '&immutable=1'}"
+
+
+def damage(path: Path, *, most: timedelta) -> str | None:
+    """What SQLite finds wrong with its file; "" is nothing, None that ``most`` was not enough. Blocks; only reads.
+
+    Raises:
+        Unusable: ``database_refused``.
+    """
+    until = monotonic() + most.total_seconds()
+    try:
+        with closing(sqlite3.connect(_read_only(path), uri=True, timeout=5)) as database:
+            database.set_progress_handler(lambda: monotonic() > until, 100_000)
+            (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        if "interrupted" in str(error):
+            return None
+        raise Unusable("database_refused", path=str(path), why=detail_of(error)) from error
+    except sqlite3.DatabaseError as error:
+        return detail_of(error)
+    return "" if said == "ok" else str(said)[:200]
 
 
 # ── the week ────────────────────────────────────────────────────────────────────────────────────────────────

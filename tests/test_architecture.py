@@ -20,7 +20,7 @@ FLOORS = (
     {"store", "sandbox"},
     {"outlets"},
     {"desk", "dispatch", "tally", "board", "backup"},
-    {"intake", "forward", "engine"},
+    {"intake", "forward", "engine", "doctor"},
     {"app"},
     {"web", "testing"},
     {"demo"},  # serves the pages while it plays
