@@ -15,6 +15,7 @@ from sqlalchemy import event
 
 from distributor.backup import back_up
 from distributor.channel import Importance, InDoubt, Level, Misconfigured, Proof, Receipt, Retryable
+from distributor.database import SQLiteFile
 from distributor.model import DeliveryState
 from distributor.outlets import Limits
 from distributor.web.metrics import is_allowed
@@ -169,17 +170,20 @@ async def test_attempts_are_counted_once_also_those_that_were_open_at_a_look(hou
     assert outcomes(await monitor.values()) == {"live": 2, "gone": 2}
 
 
+@pytest.mark.sqlite
 async def test_the_age_of_the_last_backup_is_told_once_there_is_one(
     house: House, monitor: Monitor, tmp_path: Path
 ) -> None:
     assert "distributor_backup_age_seconds" not in await monitor.values()
-    await asyncio.to_thread(back_up, house.settings.data_dir, house.store.path, tmp_path / "copy")
+    data = house.settings.data_dir
+    await asyncio.to_thread(back_up, data, data / "distributor.db", tmp_path / "copy")
     assert "distributor_backup_age_seconds" in await monitor.values()
 
 
+@pytest.mark.sqlite
 async def test_a_database_that_cannot_be_read_is_a_target_that_is_down(house: House, aiohttp_client: Any) -> None:
     client = await aiohttp_client(make_app(house.core()))
-    connection = sqlite3.connect(house.store.path)
+    connection = sqlite3.connect(house.settings.data_dir / "distributor.db")
     connection.execute("ALTER TABLE lane RENAME TO lane_away")
     connection.commit()
     connection.close()
@@ -205,6 +209,7 @@ async def test_two_applications_in_one_process_have_pages_of_their_own(house: Ho
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("remote", "networks", "allowed"),
     [
@@ -243,18 +248,21 @@ async def test_it_names_no_story_and_no_outlets_title(house: House, aiohttp_clie
 
 
 # ── what it costs ───────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.sqlite
 async def test_no_scrape_reads_history(house: House, monitor: Monitor) -> None:
     await house.published(to=("safe", "led"))
     await monitor.values()
     asked: list[tuple[str, Any]] = []
-    engine = house.store._reader.sync_engine
+    database = house.store.database
+    assert isinstance(database, SQLiteFile)
+    engine = database._reader.sync_engine
     event.listen(engine, "before_cursor_execute", lambda *a: asked.append((a[2], a[3])))
     await house.desk.withdraw("editor", "water", "有误")
     await house.dispatcher.drain()
     asked.clear()
     await monitor.values()
     assert len(asked) > 5
-    connection = sqlite3.connect(house.store.path)
+    connection = sqlite3.connect(house.settings.data_dir / "distributor.db")
     plans = [
         line[3] for statement, values in asked if statement.startswith("SELECT")
         for line in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
@@ -276,6 +284,7 @@ async def exposed(house: House, monitor: Monitor) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("document", "heading"), DOCUMENTS)
+@pytest.mark.sqlite
 async def test_every_metric_is_documented_and_no_other(
     house: House, monitor: Monitor, document: str, heading: str
 ) -> None:
@@ -284,6 +293,7 @@ async def test_every_metric_is_documented_and_no_other(
     assert first_cells(section(read(document), heading)) == names
 
 
+@pytest.mark.sqlite
 async def test_every_alert_asks_for_metrics_and_labels_that_exist(house: House, monitor: Monitor) -> None:
     families = await exposed(house, monitor)
     known: dict[str, set[str]] = {}
