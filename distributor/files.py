@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from distributor.errors import Refused, Unusable
 
 TEMPORARY_PREFIX = ".tmp-"
+SECOND = 1_000_000_000  # in the nanoseconds of a file's time
 
 
 class Folder:
@@ -37,10 +38,15 @@ class Folder:
         return self.root.joinpath(*pure.parts)
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write ``data`` so that ``name`` is either as before or complete. Same bytes: the file is left alone."""
+        """Write ``data`` so that ``name`` is either as before or complete. Same bytes: the file is left alone.
+
+        Each version's time is at least a whole second after the one before: web servers and rsync tell versions apart
+        by seconds and size alone.
+        """
         target = self.path(name)
         try:
-            if target.is_file() and target.stat().st_size == len(data) and target.read_bytes() == data:
+            before = target.stat() if target.is_file() else None
+            if before is not None and before.st_size == len(data) and target.read_bytes() == data:
                 return target
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
@@ -48,6 +54,9 @@ class Folder:
                 with open(temporary, "xb") as out:
                     out.write(data)
                     out.flush()
+                    taken = -1 if before is None else before.st_mtime_ns // SECOND
+                    if os.fstat(out.fileno()).st_mtime_ns // SECOND <= taken:
+                        os.utime(out.fileno(), ns=((taken + 1) * SECOND, (taken + 1) * SECOND))
                     os.fsync(out.fileno())
                 os.replace(temporary, target)
             except BaseException:
