@@ -6,6 +6,7 @@ ONCE ?=
 PORT ?= 8080
 TESTS ?=
 ROWS ?=
+WHEEL ?=
 
 BIN := .venv/bin
 HASH := $(shell cksum < pyproject.toml | tr ' ' '-')
@@ -13,7 +14,7 @@ BASE := .venv/.ready-$(HASH)
 DEV := .venv/.ready-dev-$(HASH)
 BENCH := .venv/.ready-bench-$(HASH)
 
-.PHONY: demo test chaos lint format wheel states bench peers clean
+.PHONY: demo test chaos lint format wheel bundle states bench peers clean
 .DEFAULT_GOAL := test
 
 demo: $(BASE)
@@ -46,15 +47,18 @@ wheel: $(DEV)
 bench: $(BENCH)
 	$(BIN)/python -m tests.bench $(ROWS)
 
+# One archive that installs where no package index can be reached. WHEEL: ours, if it is built already.
+bundle: $(DEV)
+	$(BIN)/python tools/bundle.py $(if $(WHEEL),--wheel $(WHEEL))
+
 # The diagrams in the documents, from the moves tables.
 states: $(BASE)
 	$(BIN)/distributor states --write README.md
 	$(BIN)/distributor states --write README.zh-CN.md
 
-# Programs that some tests run against; needs root on Debian.
+# Programs that some tests run against; needs root on Debian, and starts none of them.
 peers:
-	apt-get update -q
-	apt-get install -y -q --no-install-recommends chromium redis-server
+	tools/peers
 
 clean:
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
