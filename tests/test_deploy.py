@@ -1,0 +1,64 @@
+"""What docs/deploy says of one thing in several places is one thing."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distributor.settings import Settings, load_settings
+from tests.town import DISTRICT
+
+DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
+READMES = ("README.md", "README.zh-CN.md")
+
+
+def read(name: str) -> str:
+    return (DEPLOY / name).read_text("utf-8")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Those that an operator begins with."""
+    monkeypatch.delenv("DISTRIBUTOR_CONFIG", raising=False)
+    shutil.copyfile(DEPLOY / "distributor.toml", tmp_path / "distributor.toml")
+    (tmp_path / "district.toml").write_text(DISTRICT, "utf-8")
+    return load_settings(tmp_path / "distributor.toml")
+
+
+def test_nginx_asks_where_the_application_listens(settings: Settings) -> None:
+    assert f"server {settings.host}:{settings.port};" in read("nginx/distributor.conf")
+
+
+def test_the_data_lie_where_the_service_may_write(settings: Settings) -> None:
+    state = {re.findall(r"^StateDirectory=(.*)$", path.read_text("utf-8"), re.MULTILINE)[0]
+             for path in DEPLOY.glob("systemd/*.service")}  # fmt: skip
+    assert state == {"distributor"}
+    assert settings.data_dir == Path("/var/lib/distributor")
+    (link,) = re.findall(r"^L +(\S+) .* (\S+)$", read("systemd/distributor.tmpfiles"), re.MULTILINE)
+    assert link[0] == f"{settings.data_dir}/public"
+    assert f"root {link[1]};" in read("nginx/distributor.conf")
+
+
+def test_the_largest_message_is_the_same_everywhere() -> None:
+    assert Settings.model_fields["inbound_max_bytes"].default == 1 << 20
+    assert "client_max_body_size 1m;          # `inbound_max_bytes`" in read("nginx/distributor.conf")
+
+
+@pytest.mark.parametrize("document", READMES)
+def test_the_documents_name_every_unit_and_site_that_there_is(document: str) -> None:
+    text = read(document)
+    files = [*DEPLOY.glob("nginx/*.conf"), *DEPLOY.glob("systemd/*.sysusers"), *DEPLOY.glob("systemd/*.tmpfiles"),
+             *(path for path in DEPLOY.glob("systemd/*.service") if "backup" not in path.name)]  # fmt: skip
+    assert len(files) >= 8
+    assert [path.name for path in files if path.name not in text] == []
+
+
+def test_both_languages_tell_the_same_steps() -> None:
+    def steps(name: str) -> list[str]:
+        blocks = re.findall(r"^```sh\n(.*?)^```$", read(name), re.MULTILINE | re.DOTALL)
+        return [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines()]
+
+    first, second = (steps(name) for name in READMES)
+    assert len(first) > 15
+    assert first == second
