@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer.main
 
+from distributor.__main__ import app
 from distributor.settings import Settings, load_settings
 from tests.town import DISTRICT
 
@@ -52,6 +54,16 @@ def test_the_documents_name_every_unit_and_site_that_there_is(document: str) -> 
              *(path for path in DEPLOY.glob("systemd/*.service") if "backup" not in path.name)]  # fmt: skip
     assert len(files) >= 8
     assert [path.name for path in files if path.name not in text] == []
+
+
+@pytest.mark.parametrize("document", READMES)
+def test_the_commands_that_the_documents_name_exist(document: str) -> None:
+    called = re.findall(r"venv/bin/distributor --config /etc/distributor/distributor.toml (.*)", read(document))
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # an app with commands is a group
+    assert len(called) >= 2
+    for line in called:
+        command, *rest = line.split()
+        assert set(rest) <= {option for each in commands[command].params for option in each.opts}
 
 
 def test_both_languages_tell_the_same_steps() -> None:

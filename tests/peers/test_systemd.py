@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 from distributor.__main__ import app
-from distributor.engine import Embedded
+from distributor.engine import DRAIN
 from distributor.settings import PREFIX, Settings
 
 FOLDER = Path(__file__).parents[2] / "docs" / "deploy" / "systemd"
@@ -124,11 +124,11 @@ def test_the_unit_sets_only_settings_that_exist(name: str) -> None:
 @pytest.mark.parametrize("name", LONG_RUNNING)
 def test_a_service_has_the_time_to_settle_before_it_is_killed(name: str) -> None:
     (seconds,) = unit(name)["TimeoutStopSec"]
-    needed = Embedded.DRAIN + READERS
+    needed = DRAIN + READERS
     assert needed < timedelta(seconds=int(seconds)) <= 2 * needed
     assert unit(name)["KillSignal"] == ["SIGTERM"]
     comment = (FOLDER / name).read_text("utf-8")
-    assert f"at most {Embedded.DRAIN.seconds} s for deliveries, {READERS.seconds} s for readers" in comment
+    assert f"at most {DRAIN.seconds} s for deliveries, {READERS.seconds} s for readers" in comment
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
