@@ -200,7 +200,7 @@ async def growth(job: Job) -> dict[str, Any]:
         planning = Stopwatch()
         await parts.desk.plan("editor", "water", [EVERYBODY])
         planned = planning.seconds
-        steps = await _by_hand(parts, min(job.n // 64, 10))
+        steps = await _by_hand(parts, lanes=min(64, job.n // 4))
         async with running(parts) as run:
             before = run.number("SELECT count(*) FROM ledger_line")
             with looking(job.more.get("profile")):
@@ -216,19 +216,19 @@ async def growth(job: Job) -> dict[str, Any]:
             }  # fmt: skip
 
 
-async def _by_hand(parts: Parts, times: int) -> dict[str, Any]:
-    """Milliseconds of a claim of 64 lanes and of the settle of their rows, without anybody sending."""
+async def _by_hand(parts: Parts, lanes: int) -> dict[str, Any]:
+    """Milliseconds of a claim of some lanes and of the settle of their rows, without anybody sending; ten times."""
     claims, settles = [], []
-    for _ in range(times):
+    for _ in range(min(10, len(parts.outlets) // lanes // 2)):
         async with parts.store.work() as tx:
             watch = Stopwatch()
-            claimed = await tx.claim(limit=64, lease=timedelta(minutes=1))
+            claimed = await tx.claim(limit=lanes, lease=timedelta(minutes=1))
             claims.append(watch.seconds * 1000)
         async with parts.store.work() as tx:
             watch = Stopwatch()
             await tx.settle([_live(lane, tx.now) for lane in claimed])
             settles.append(watch.seconds * 1000)
-    return {"claims": claims, "settles": settles}
+    return {"claims": claims, "settles": settles, "lanes": lanes}
 
 
 def _live(lane: Claimed, now: Any) -> Settled:

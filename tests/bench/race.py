@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.bench.lines import Line, Target, failed, line, skipped
 from tests.bench.receiver import Receiver, Seen
-from tests.bench.sides import Failed, Job, run
+from tests.bench.sides import Failed, Job, apart
 from tests.peers.postgres import PostgresServer
 
 USUAL = 10_000  # outlets of the race
@@ -37,10 +37,15 @@ class Bench:
     repeats: int
     server: PostgresServer | None  # of PostgreSQL; None: no row needs it
     profiles: Path | None  # where to write where the product's time goes; None: don't look
+    do: Callable[[Job, float], dict[str, Any]] = apart  # a job, within so many seconds
 
     def at_most(self, outlets: int) -> int:
         """So many outlets, or as a quick run asks for. Those beyond the race's usual number grow with it."""
         return outlets * self.outlets // USUAL if outlets > USUAL else min(outlets, self.outlets)
+
+    def times(self, usual: int) -> int:
+        """So many rounds, fewer in a quick run."""
+        return max(2, min(usual, usual * self.outlets * 5 // USUAL))
 
     def run(
         self, name: str, side: str, n: int, more: dict[str, Any], *, timeout: float = LONGEST + 60
@@ -51,14 +56,14 @@ class Bench:
             Failed: it did not do its job, or the platform saw something else than it says.
         """
         folder = self.folder / name
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         self.receiver.forget()
         if self.profiles is not None and side in ("ours", "growth"):
             more = {**more, "profile": str(self.profiles / f"{name}.txt")}
         if side == "cluster":
             assert self.server is not None
             more = {**more, "database": self.server.create(_database(name))}
-        found = run(Job(side, str(folder), self.receiver.port, n, more), timeout=timeout)
+        found = self.do(Job(side, str(folder), self.receiver.port, n, more), timeout)
         shutil.rmtree(folder, ignore_errors=True)
         seen = self.receiver.seen()
         hold_against(name, found, seen)

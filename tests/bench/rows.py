@@ -94,14 +94,15 @@ def _late(name: str, lags: Sequence[float], target: Target | None, note: str) ->
 
 def _wake(bench: Bench) -> Iterable[Line]:
     outlets = bench.at_most(100)
-    found = bench.run("wake", "wake", outlets, {"rounds": 12})
+    found = bench.run("wake", "wake", outlets, {"rounds": bench.times(12)})
     yield from _late("wake.all", found["lags"], SOON, f"commit of the plan to first byte, all of {outlets} outlets")
     yield line("wake.first", found["first_lags"], "ms", None, f"to the first byte at the first of {outlets} outlets")
 
 
 def _urgent(bench: Bench) -> Iterable[Line]:
-    outlets, stories = bench.at_most(2000), 50
-    found = bench.run("urgent", "urgent", outlets, {"rounds": 40, "stories": stories, "pause": 0.25}, timeout=150)
+    outlets, stories = bench.at_most(2000), bench.times(50)
+    more = {"rounds": bench.times(40), "stories": stories, "pause": 0.25}
+    found = bench.run("urgent", "urgent", outlets, more, timeout=150)
     note = f"behind {outlets * stories:,} normal deliveries, {found['still_waiting']:,} still waiting at the end"
     yield from _late("urgent.lag", found["lags"], SOON, note)
     yield from _late("urgent.plan", found["plans"], None, "the planning itself, ten outlets")
@@ -126,8 +127,8 @@ def _grown(name: str, bench: Bench, folder: str, outlets: int, more: dict[str, A
         return
     yield line(f"{name}.rate", [found["done"] / found["seconds"]], "1/s", None, f"{found['done']} of {outlets} outlets")
     yield line(f"{name}.plan", [found["plan_seconds"]], "s", None, "fan-out to all of them, one transaction")
-    yield line(f"{name}.claim", found["claims"], "ms", None, "64 lanes")
-    yield line(f"{name}.settle", found["settles"], "ms", None, "64 rows")
+    yield line(f"{name}.claim", found["claims"], "ms", None, f"{found['lanes']} lanes")
+    yield line(f"{name}.settle", found["settles"], "ms", None, f"{found['lanes']} rows")
     grown = found["bytes"]
     if not grown:  # inserting the past takes memory of its own
         yield line(f"{name}.memory", [found["rss_most"]], "MB")

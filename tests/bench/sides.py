@@ -56,14 +56,13 @@ class Failed(Exception):
     """A side did not do what it was to do; its figure would mean nothing."""
 
 
-def run(job: Job, *, timeout: float) -> dict[str, Any]:
+def apart(job: Job, timeout: float) -> dict[str, Any]:
     """Let a side do its job in a process of its own; returns what it found.
 
     Raises:
         Failed: with the end of what it said.
     """
     folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "said").open("wb") as said:
         try:
             done = subprocess.run(
@@ -122,12 +121,16 @@ def stopped(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[by
             process.wait(timeout=5)
 
 
-def main() -> None:
-    job = Job(**json.loads(sys.argv[1]))
-    logs.configure("console", level=logging.INFO)  # as `serve` does; it goes to a file
+def here(job: Job) -> dict[str, Any]:
+    """Let a side do its job in this process; returns what it found."""
     module, _, name = SIDES[job.side].partition(":")
-    found = asyncio.run(getattr(importlib.import_module(module), name)(job))
-    print(json.dumps(found), flush=True)
+    found: dict[str, Any] = asyncio.run(getattr(importlib.import_module(module), name)(job))
+    return found
+
+
+def main() -> None:
+    logs.configure("console", level=logging.INFO)  # as `serve` does; it goes to a file
+    print(json.dumps(here(Job(**json.loads(sys.argv[1])))), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,52 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bench import celery_side, cluster
-from tests.bench.lines import Target, line, percentile, table
-from tests.bench.race import hold_against
-from tests.bench.receiver import Seen
-from tests.bench.rows import ROWS
-from tests.bench.sides import ROOT, Failed
+from tests.bench.lines import Line, Target, line, percentile, table
+from tests.bench.race import Bench, hold_against
+from tests.bench.receiver import Seen, receiver
+from tests.bench.rows import ROWS, take
+from tests.bench.sides import ROOT, Failed, Job, apart, here
+from tests.peers.postgres import THROW_AWAY, PostgresServer
 
 OUTLETS = 20
-QUICK = tuple(row for row in ROWS if row not in ("celery", "postgres"))  # these two start servers
-PEERS = {"celery": celery_side.missing, "postgres": cluster.missing}
+PEERS = {"celery": "celery", "postgres": "cluster"}  # rows that start servers, and their sides
 
 
-def small_run(out: Path, rows: Sequence[str]) -> dict[str, Any]:
-    """What a run of some rows wrote, with few outlets and one repeat."""
-    only = [word for row in rows for word in ("--only", row)]
+def somewhere(job: Job, timeout: float) -> dict[str, Any]:
+    return apart(job, timeout) if job.side in PEERS.values() else here(job)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A quick one: few outlets, one repeat, every side in this process that needs no server."""
+    with receiver() as platform:
+        yield Bench(platform, tmp_path_factory.mktemp("bench"), OUTLETS, 1, None, None, do=somewhere)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in PEERS])
+def test_a_row_gives_lines_with_values(row: str, bench: Bench) -> None:
+    said: list[str] = []
+    lines = take(bench, [row], said.append)
+    assert lines, said
+    for each in lines:
+        assert each.name.partition(".")[0] == row
+        assert each.value is not None, each
+        assert (each.holds is None) == (each.target is None)
+
+
+def command(out: Path, row: str) -> dict[str, Any]:
+    """What the command wrote for a row."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--outlets", str(OUTLETS), "--repeats", "1", "--out", str(out), *only],
-        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, "-m", "tests.bench", "--outlets", str(OUTLETS), "--repeats", "1", "--out", str(out),
+         "--only", row], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     said: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
@@ -32,33 +56,31 @@ def small_run(out: Path, rows: Sequence[str]) -> dict[str, Any]:
     return said
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return small_run(tmp_path_factory.mktemp("bench") / "bench.json", QUICK)
-
-
-@pytest.mark.parametrize("row", QUICK)
-def test_a_row_gives_lines_with_a_value(row: str, run: dict[str, Any]) -> None:
-    lines = [each for each in run["lines"] if each["name"].partition(".")[0] == row]
-    assert lines
-    for each in lines:
-        assert set(each) == {"name", "value", "unit", "target", "holds", "then_holds", "note"}
-        assert each["value"] is not None, each
-        assert (each["holds"] is None) == (each["target"] is None)
+def test_the_command_writes_its_lines_and_what_it_ran_on(tmp_path: Path) -> None:
+    said = command(tmp_path / "bench.json", "memory")
+    assert [set(each) for each in said["lines"]] == [{field.name for field in fields(Line)}] * 2
+    assert [each["value"] is None for each in said["lines"]] == [False, False]
+    assert {"date", "cores", "words", "flush_ms", "python", "sqlite", "seconds"} <= set(said["machine"])
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("row", PEERS)
-def test_a_row_that_starts_servers_gives_lines_too(row: str, tmp_path: Path) -> None:
-    if why := PEERS[row]():
+def test_the_row_of_celery_gives_lines_with_values(bench: Bench) -> None:
+    if why := celery_side.missing():
         pytest.skip(why)
-    run = small_run(tmp_path / "bench.json", [row])
-    assert [each for each in run["lines"] if each["name"].startswith(f"{row}.") and each["value"] is None] == []
+    lines = take(bench, ["celery"], print)
+    assert [each.name for each in lines if each.value is None] == []
 
 
-def test_a_run_says_what_it_ran_on(run: dict[str, Any]) -> None:
-    assert run["machine"]["cores"] >= 1
-    assert {"date", "words", "flush_ms", "python", "sqlite", "seconds"} <= set(run["machine"])
+@pytest.mark.peers
+def test_the_row_of_postgresql_gives_lines_with_values(bench: Bench) -> None:
+    if why := cluster.missing():
+        pytest.skip(why)
+    server = PostgresServer(**THROW_AWAY)
+    try:
+        lines = take(replace(bench, server=server.start()), ["postgres"], print)
+    finally:
+        server.stop()
+    assert [each.name for each in lines if each.value is None] == []
 
 
 @pytest.mark.parametrize(("posts", "items"), [(4, 4), (6, 5), (5, 4)], ids=["lost", "twice", "one for another"])
