@@ -50,13 +50,14 @@ log = structlog.get_logger("distributor.dispatch")
 class Policy:
     """How patient the machine is. Durations are real time on the core's clock."""
 
-    concurrency: int = 64  # outlets called at the same time
+    concurrency: int = 128  # outlets called at the same time
     reserved: int = 8  # of these, for withdrawals and urgent stories alone
     lease_margin: timedelta = timedelta(seconds=30)
     retries: int = 10  # failed attempts before a row is given up
     first_delay: timedelta = timedelta(seconds=5)
     longest_delay: timedelta = timedelta(minutes=30)
     probe_every: timedelta = timedelta(minutes=1)
+    settle_again: timedelta = timedelta(seconds=1)  # after the database could not be written
     pace: timedelta = timedelta(milliseconds=20)  # between two claims while much is under way
     look_again: timedelta = timedelta(seconds=1)  # after what is due, and yet not to be had
     breaker_after: int = 5  # calls of one outlet that fail one after the other before it is left alone for a while
@@ -503,7 +504,7 @@ class Dispatcher:
         now = self._clock.now()
         if record is None or record.channel is None or record.status is OutletStatus.DISABLED:
             unusable = Misconfigured("outlet_unusable", str(record.status if record else OutletStatus.DISABLED))
-            await self._settle([self._fail(lane, work, unusable, now) for work in lane.work])
+            await self._settle(lane, [self._fail(lane, work, unusable, now) for work in lane.work])
             return
         traits = record.traits
         steps = [(work, step(work, traits, now)) for work in lane.work]
@@ -520,7 +521,7 @@ class Dispatcher:
     async def _settle_at_once(self, lane: Claimed, steps: Sequence[tuple[Work, Step]], now: datetime) -> None:
         at_once = [(work, s) for work, s in steps if s.action is None]
         more = len(at_once) < len(steps)
-        await self._settle([
+        await self._settle(lane, [
             Settled(work=work, token=lane.token, action=Action.CHECK, outcome="stopped", started_at=now, ended_at=now,
                     to=s.to, reason=s.reason, doubt=s.to is DeliveryState.IN_DOUBT, keeps_lease=more)
             for work, s in at_once
@@ -535,21 +536,21 @@ class Dispatcher:
         try:
             made = await self._rendition(channel, work.rendition_id)
         except Unusable as error:
-            await self._settle([self._fail(lane, work, Misconfigured(error.code, str(error)), began)])
+            await self._settle(lane, [self._fail(lane, work, Misconfigured(error.code, str(error)), began)])
             return
         if action is Action.DELIVER and not traits.idempotent and not await self._start(work, lane.token, action):
             stopped = Settled(
                 work=work, token=lane.token, action=action, outcome="stopped", started_at=began, ended_at=began,
                 to=DeliveryState.CANCELLED,
             )  # fmt: skip
-            await self._settle([stopped])
+            await self._settle(lane, [stopped])
             return
         task = Task(work.key, work.version, made, began, began + traits.deadline, work.last)
         calls = {Action.DELIVER: channel.deliver, Action.WITHDRAW: channel.withdraw, Action.CHECK: channel.check}
         answer = await self._call(work, calls[action](task), traits.deadline)
         attempted = Attempted(work, lane.token, action, _why(work, action), began, self._clock.now(), answer)
         settled = judge(attempted, traits, self._policy, self._spread())
-        await self._settle([replace(settled, keeps_lease=not last, usage=self._usage(lane, record, [settled]))])
+        await self._settle(lane, [replace(settled, keeps_lease=not last, usage=self._usage(lane, record, [settled]))])
 
     def _in_time(self, lane: Claimed, deadline: timedelta) -> bool:
         ticks = asyncio.get_running_loop().time() + deadline.total_seconds()
@@ -575,7 +576,7 @@ class Dispatcher:
             made = {one: await self._rendition(channel, one) for one in sorted(needed)}
         except Unusable as error:
             broken = Misconfigured(error.code, str(error))
-            await self._settle([self._fail(lane, work, broken, began) for work, _action in calls])
+            await self._settle(lane, [self._fail(lane, work, broken, began) for work, _action in calls])
             return
         shelf = shelf_of(window, calls, made.__getitem__, traits.shelf, began)
         answer = await self._call(calls[0][0], channel.show(shelf), traits.deadline)
@@ -595,7 +596,7 @@ class Dispatcher:
             attempted = Attempted(work, lane.token, action, _why(work, action), began, ended, said)
             settled.append(judge(attempted, replace(traits, idempotent=True), self._policy, self._spread()))
         usage = self._usage(lane, record, settled)
-        await self._settle([replace(one, keeps_lease=not last, usage=usage) for one in settled])
+        await self._settle(lane, [replace(one, keeps_lease=not last, usage=usage) for one in settled])
 
     async def _call(self, work: Work, call: Awaitable[Receipt], deadline: timedelta) -> Answer:
         """Call a channel; whatever happens becomes an answer. Only a cancellation passes."""
@@ -634,8 +635,19 @@ class Dispatcher:
         begun = await self._commit([(work, token, action)])
         return bool(begun[0])
 
-    async def _settle(self, batch: Sequence[Settled]) -> None:
-        for hit in await self._commit(batch):
+    async def _settle(self, lane: Claimed, batch: Sequence[Settled]) -> None:
+        """Write what is known. While the database is away it is kept, as long as the lease is ours."""
+        again = self._policy.settle_again.total_seconds()
+        while True:
+            try:
+                hits = await self._commit(batch)
+                break
+            except Unusable as error:
+                if error.code in WRONG_SCHEMA or asyncio.get_running_loop().time() + again > lane.ticks:
+                    raise
+                log.warning("settling_again", outlet_id=lane.outlet_id, code=error.code)
+            await asyncio.wait(self._busy, timeout=again)  # this lane is among them: it waits all the while
+        for hit in hits:
             self._report(hit)
 
     async def _commit(self, entries: Sequence[Settled | _Start]) -> list[Any]:

@@ -175,7 +175,7 @@ class Settings(BaseSettings):
     lease_margin_seconds: int = Field(default=15, ge=1, le=600)  # added to a channel's deadline
     # Records of network operation are kept at least six months (网络安全法 第二十一条); 190 days is more than any six.
     retention_days: int = Field(default=190, ge=1)
-    concurrency: int = Field(default=64, ge=1, le=10_000)  # calls to outlets at the same time
+    concurrency: int = Field(default=128, ge=1, le=10_000)  # calls to outlets at the same time
     log_format: LogFormat = LogFormat.CONSOLE
     # Opens what is sealed in the district file. Not in data_dir: a backup of the data must not bring its key along.
     secret_key_file: Path = DEFAULT_KEY

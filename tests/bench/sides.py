@@ -21,7 +21,7 @@ from typing import Any
 from distributor import logs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CONCURRENCY = 64  # Settings.concurrency as shipped; everybody has as many calls under way
+CONCURRENCY = 128  # Settings.concurrency as shipped; everybody has as many calls under way
 # A program that dies with whoever started it, however that ends: nothing is left behind.
 TIED = ("setpriv", "--pdeathsig", "KILL")
 

@@ -43,10 +43,10 @@ from distributor.channel import (
     profile_hash,
 )
 from distributor.clock import SimulatedClock
-from distributor.database import SQLiteFile, migrate
+from distributor.database import Opened, SQLiteFile, migrate
 from distributor.desk import Desk, Manuscript
 from distributor.dispatch import Dispatcher, Policy
-from distributor.errors import Stale
+from distributor.errors import Stale, Unusable
 from distributor.files import Blobs, Folder
 from distributor.model import (
     Attempt,
@@ -185,6 +185,20 @@ class Report:
     loose: list[str] = field(default_factory=list)  # leases, open attempts, wrong lanes: should be none
 
 
+class Stumbling(SQLiteFile):
+    """A database that can't be written for a moment, just when the answer of a call is to be stored."""
+
+    stumbles = 0
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncIterator[Opened]:
+        if self.stumbles:
+            self.stumbles -= 1
+            raise Unusable("database_refused", path=self.place, why="not now")
+        async with self.alone() as opened:
+            yield opened
+
+
 class Life:
     """Lives the story from where the database stands to its end."""
 
@@ -202,12 +216,14 @@ class Life:
 
     def __init__(self, folder: Path, url: str, outlets: tuple[str, ...], clock: SimulatedClock) -> None:
         self.folder, self.url, self.names, self.clock = folder, url, outlets, clock
-        self.store = Store(SQLiteFile(folder / "distributor.db"), clock, SHANGHAI)
+        self.database = Stumbling(folder / "distributor.db")
+        self.store = Store(self.database, clock, SHANGHAI)
         self.blobs = Meddling(folder / "blobs")
         self.report = Report()
         self._done: set[str] = set()
         self._woken = asyncio.Event()
         self._stops_at_call = False
+        self._stumbled = False
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Life"]:
@@ -233,7 +249,14 @@ class Life:
         return OutletRecord(config, OutletStatus.READY, (), made, profile_hash(made))
 
     def _dispatcher(self) -> Dispatcher:
-        return Dispatcher(self.store, self.outlets, self.blobs, self.clock, Policy(), spread=lambda: 0.5)
+        return Dispatcher(
+            self.store,
+            self.outlets,
+            self.blobs,
+            self.clock,
+            Policy(settle_again=timedelta(milliseconds=20)),
+            spread=lambda: 0.5,
+        )
 
     # ── before anything can be killed
     async def prepare(self) -> None:
@@ -299,8 +322,11 @@ class Life:
             async with self.store.read() as tx:
                 busy = any(lane.lease_token for lane in (await tx.lanes()).values())
                 at = await tx.next_wake(self.clock.now())
-            if busy or (at is not None and at <= self.clock.now()):
+            if busy:
                 continue  # it wakes us again when that has settled
+            if at is not None and at <= self.clock.now():
+                dispatcher.nudge()  # as the engine's timer would: it could not be claimed a moment ago
+                continue
             if self._pending() and self._pending()[0][1] != self.drains_from:
                 await self._next(at)
             else:
@@ -311,6 +337,8 @@ class Life:
                 return  # it stops while the next call is out
 
     def _called(self, verb: str) -> None:
+        if verb == "deliver" and not self._stumbled:
+            self._stumbled, self.database.stumbles = True, 3
         if self._stops_at_call and verb in ("withdraw", "show"):
             self._stops_at_call = False
             self._dispatching.stop()
