@@ -130,8 +130,8 @@ def _servers() -> Iterator[None]:
 
 # The laws of the core hold on both databases.
 ON_BOTH = {
-    "test_desk", "test_dispatch", "test_limits", "test_metrics", "test_receive", "test_retention", "test_states",
-    "test_store", "test_tally",
+    "test_board", "test_desk", "test_dispatch", "test_full_day", "test_limits", "test_metrics", "test_receive",
+    "test_retention", "test_states", "test_store", "test_tally",
 }  # fmt: skip
 POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.peers)
 

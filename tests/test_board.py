@@ -373,6 +373,7 @@ CASES = [
 BY_COMMAND = (S.LIVE, S.FAILED, S.QUEUED, S.RECALLED, S.RECALLING, S.CANCELLED)
 
 
+@pytest.mark.sqlite  # it copies the file
 @pytest.mark.parametrize("brought", CASES, ids=lambda one: one.__name__.strip("_"))
 async def test_what_is_offered_to_a_person_is_exactly_what_the_desk_accepts(
     brought: Callable[[House], Awaitable[None]], tmp_path: Path
