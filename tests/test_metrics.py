@@ -159,8 +159,8 @@ async def test_attempts_are_counted_once_also_those_that_were_open_at_a_look(hou
     await house.desk.plan("editor", "water", ["risky", "safe"])
     working = asyncio.create_task(house.dispatcher.drain())
     await asyncio.wait_for(asked.wait(), 30)
-    said = outcomes(await monitor.values())
-    assert said.get("live", 0) <= 1  # the slow one is open
+    for _ in range(2):  # it is waited for as long as it takes
+        assert outcomes(await monitor.values()).get("live", 0) <= 1
     answers.set()
     await asyncio.wait_for(working, 30)
     assert outcomes(await monitor.values()) == {"live": 2}
