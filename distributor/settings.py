@@ -177,7 +177,8 @@ class Settings(BaseSettings):
     retention_days: int = Field(default=190, ge=1)
     concurrency: int = Field(default=128, ge=1, le=10_000)  # calls to outlets at the same time
     log_format: LogFormat = LogFormat.CONSOLE
-    # Opens what is sealed in the district file. Not in data_dir: a backup of the data must not bring its key along.
+    # Opens what is sealed in the district file; by default beside the settings file. Not in data_dir: a backup of the
+    # data must not bring its key along.
     secret_key_file: Path = DEFAULT_KEY
     # networks (CIDR) whose clients may read /metrics; it tells outlets' kinds and amounts of work, not what they are
     metrics_allow: Annotated[
@@ -299,6 +300,8 @@ def load_settings(config: Path | None = None) -> Settings:
         for name in ("data_dir", "district", "secret_key_file")
         if origins.get(name) == str(path) and isinstance(value := getattr(read, name), Path)
     }
+    if path.is_file() and "secret_key_file" not in origins:  # beside the file, wherever a command is run
+        moved["secret_key_file"] = path.parent / DEFAULT_KEY
     settings = read.model_copy(update=moved)
     settings._origins.update(origins)
     return settings

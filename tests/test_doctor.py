@@ -366,8 +366,6 @@ SECRET = "whsec_" + "QUJD" * 8
 def with_account(town: Town, secret: str) -> None:
     path = town.folder / "district.toml"
     path.write_text(path.read_text(encoding="utf-8") + ACCOUNT.format(secret=secret), encoding="utf-8")
-    with town.config.open("a") as out:
-        out.write('secret_key_file = "distributor.key"\n')
 
 
 def test_a_password_in_clear_is_seen_and_not_shown(town: Town) -> None:

@@ -4,21 +4,23 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event
 
 from distributor.backup import back_up
 from distributor.channel import Importance, InDoubt, Level, Misconfigured, Proof, Receipt, Retryable
+from distributor.clock import SystemClock
 from distributor.database import SQLiteFile
 from distributor.model import DeliveryState
 from distributor.outlets import Limits
-from distributor.web.metrics import is_allowed
+from distributor.web.metrics import ProcessFigures, is_allowed
 from distributor.web.public import make_app
 from tests.conftest import House, open_house
 from tests.test_docs import first_cells, read, section
@@ -203,6 +205,18 @@ async def test_two_applications_in_one_process_have_pages_of_their_own(house: Ho
     await house.published(to=("safe",))
     assert (await one.values())["distributor_attempts_total/live"] == 1
     assert (await two.values())["distributor_attempts_total/live"] == 0  # it was not asked before
+
+
+@pytest.mark.sqlite
+def test_the_figures_of_the_process_are_told_where_the_rest_of_proc_is_hidden(tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to("/proc/self")  # ProcSubset=pid leaves the processes and hides /proc/stat
+    registry = CollectorRegistry()
+    ProcessFigures(SystemClock(), registry, str(tmp_path))
+    told = {each.name: each.samples[0].value for each in registry.collect()}
+    assert told["process_resident_memory_bytes"] > 0
+    assert told["process_open_fds"] > 0
+    before, now = told["process_start_time_seconds"], datetime.now(UTC).timestamp()
+    assert now - 24 * 3600 < before < now
 
 
 # ── who may read it ─────────────────────────────────────────────────────────────────────────────────────────

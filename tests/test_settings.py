@@ -88,6 +88,18 @@ def test_the_file_named_by_the_variable_is_read(tmp_path: Path, monkeypatch: pyt
     assert load_settings().port == 9002
 
 
+def test_the_key_is_looked_for_beside_the_settings_wherever_a_command_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    path = written(tmp_path / "etc", "port = 9000")
+    assert load_settings(path).secret_key_file == tmp_path / "etc" / "distributor.key"
+    path.write_text('secret_key_file = "keys/one"')
+    assert load_settings(path).secret_key_file == tmp_path / "etc" / "keys" / "one"
+    monkeypatch.setenv("DISTRIBUTOR_SECRET_KEY_FILE", "two")
+    assert load_settings(path).secret_key_file == Path("two")
+
+
 def test_a_mistyped_variable_is_refused_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTRIBUTOR_TIMEZON", "Asia/Shanghai")
     with pytest.raises(Unusable) as caught:

@@ -162,8 +162,6 @@ account = "gxj"
 def keyed(folder: Path) -> Town:
     """An installation with a key beside its settings."""
     town = build(folder)
-    with town.config.open("a", encoding="utf-8") as out:
-        out.write('secret_key_file = "distributor.key"\n')
     make_key(town.folder / "distributor.key")
     return town
 

@@ -9,6 +9,7 @@ import ipaddress
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from time import CLOCK_BOOTTIME, clock_gettime
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
@@ -19,6 +20,7 @@ from prometheus_client.registry import Collector
 from distributor import __version__
 from distributor.app import Distributor
 from distributor.backup import last_backup
+from distributor.clock import Clock
 from distributor.errors import Unusable
 from distributor.model import PRIORITY, WITHDRAWAL_PRIORITY, DeliveryState, Entry, LedgerKind
 from distributor.tally import UNFINISHED, Pulse, Tried
@@ -111,6 +113,20 @@ class Gauges(Collector):
         yield attempts
 
 
+class ProcessFigures(ProcessCollector):
+    """The library's figures of this process, also where systemd's ``ProcSubset=pid`` hides ``/proc/stat``.
+
+    Without the time of the last boot, which it reads there, the library tells nothing at all.
+    """
+
+    def __init__(self, clock: Clock, registry: CollectorRegistry, proc: str = "/proc") -> None:
+        self._clock = clock
+        super().__init__(proc=proc, registry=registry)
+
+    def _boot_time(self) -> float:
+        return self._clock.now().timestamp() - clock_gettime(CLOCK_BOOTTIME)
+
+
 class Metrics:
     """One application's page."""
 
@@ -121,7 +137,7 @@ class Metrics:
         self._turn = asyncio.Lock()  # two scrapes at once would each add the same attempts
         self._registry = CollectorRegistry()
         self._registry.register(self._gauges)
-        ProcessCollector(registry=self._registry)
+        ProcessFigures(core.clock, self._registry)
 
     async def page(self, request: web.Request) -> web.Response:
         """The page, or 404 to those who may not read it.
