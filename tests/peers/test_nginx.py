@@ -74,6 +74,7 @@ def _put_odd_files(site: Path) -> None:
     folder.write("unknown.qqq", b"\x00\x01")
     folder.write("photo.jpg", b"\xff\xd8\xff")
     folder.write("photo.webp", b"RIFF")
+    folder.write("photo-12ab.png", b"\x89PNG")  # too short for a hash
     folder.write("名录.html", "<p>名录</p>".encode())
     folder.write("a b+c&d.html", b"<p>a</p>")
     folder.write("both.html", "<p>在</p>".encode())

@@ -68,4 +68,8 @@ cat <<DONE
   3. 写好设置和区县文件后检查：
      $target/venv/bin/distributor --config /etc/distributor/distributor.toml check --probe
 DONE
+case $("$python" -c 'import sys; print(sys.base_prefix)')/ in
+  /root/* | /home/*)
+    printf '提醒：%s 在个人目录里，systemd 单元不许服务读个人目录，服务会起不来。请改用系统的 Python（PYTHON=/usr/bin/python@PYTHON@）。\n' "$python" ;;
+esac
 [ -z "$before" ] || printf '这是升级：请重启服务（systemctl restart distributor.service）。\n'
