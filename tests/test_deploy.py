@@ -9,6 +9,7 @@ import typer.main
 
 from distributor.__main__ import app
 from distributor.settings import Settings, load_settings
+from distributor.vault import CREDENTIAL
 from tests.town import DISTRICT
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
@@ -40,6 +41,12 @@ def test_the_data_lie_where_the_service_may_write(settings: Settings) -> None:
     (link,) = re.findall(r"^L +(\S+) .* (\S+)$", read("systemd/distributor.tmpfiles"), re.MULTILINE)
     assert link[0] == f"{settings.data_dir}/public"
     assert f"root {link[1]};" in read("nginx/distributor.conf")
+
+
+def test_the_key_is_made_where_the_units_hand_it_on_from(settings: Settings) -> None:
+    handed = {re.findall(r"^LoadCredential=(.*)$", path.read_text("utf-8"), re.MULTILINE)[0]
+              for path in DEPLOY.glob("systemd/*.service")}  # fmt: skip
+    assert handed == {f"{CREDENTIAL}:{settings.secret_key_file}"}
 
 
 def test_the_largest_message_is_the_same_everywhere() -> None:
