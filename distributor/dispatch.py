@@ -424,23 +424,28 @@ class Dispatcher:
 
     async def run(self, wake: Callable[[datetime | None], None]) -> None:
         """Work until `stop`. ``wake`` is told when something is due next and must `nudge` then."""
+        in_vain, wrong = 0, None
         while not self._stopping:
             self._nudged.clear()
             try:
                 if await self._round():
+                    in_vain = 0
                     await self._pause()
                     continue
-                at = await self._next_wake()
-                # Due, and yet not to be had: another host has it, a clock jumped, or all hands are busy.
-                wake(at and max(at, self._clock.now() + self._policy.look_again))
+                at, now = await self._next_wake(), self._clock.now()
+                # Due, and yet not to be had: it has just come, or all hands are busy, or another host has it.
+                in_vain = in_vain + 1 if at is not None and at <= now else 0
+                wake(now + self._policy.look_again if in_vain > 1 else at)
             except Unusable as error:  # a full disk, a locked file, a server away: nothing is lost, try again soon
                 if error.code in WRONG_SCHEMA:
-                    await self._settle_down()
-                    raise
+                    wrong = error
+                    break
                 log.error("cannot_work", code=error.code, detail=str(error))
                 wake(self._clock.now() + self._policy.first_delay)
             await self._nudged.wait()
         await self._settle_down()
+        if wrong is not None:
+            raise wrong
 
     async def drain(self) -> datetime | None:
         """Work off all that is due now; returns when something is due next, None when nothing is planned."""

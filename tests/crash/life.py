@@ -254,7 +254,7 @@ class Life:
             self.outlets,
             self.blobs,
             self.clock,
-            Policy(settle_again=timedelta(milliseconds=20)),
+            Policy(settle_again=timedelta(milliseconds=20), look_again=timedelta(milliseconds=5), pace=timedelta(0)),
             spread=lambda: 0.5,
         )
 
@@ -389,6 +389,10 @@ class Life:
     # ── what people, platforms and the disk do
     async def _list_again(self) -> None:
         self.outlets.hidden = frozenset()
+        async with self.store.write() as tx:  # as the composition root does for what is back in the district
+            for outlet, lane in (await tx.lanes()).items():
+                if lane.paused_at is not None and lane.probe_at is None:
+                    await tx.probe_later(outlet, tx.now, lane.paused_code, lane.paused_detail)
 
     async def _switch_on(self) -> None:
         if "safe" in self.outlets:
