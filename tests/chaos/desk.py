@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from distributor.channel import Importance
+from distributor.clock import Clock
 from distributor.desk import Desk, Manuscript
 from distributor.errors import Refused, Stale, Unusable
 from distributor.files import Blobs
@@ -32,7 +33,7 @@ from distributor.model import (
 from distributor.outlets import Outlets
 from distributor.settings import Settings
 from distributor.store import Store
-from tests.chaos.district import DEADLINE, FileClock, kind_of
+from tests.chaos.district import DEADLINE, kind_of
 
 STAGES = ("first", "second", "final")
 
@@ -74,7 +75,7 @@ class People:
     """The staff of the media center, on a run's database."""
 
     def __init__(
-        self, folder: Path, store: Store, outlets: Outlets, clock: FileClock, session: aiohttp.ClientSession, url: str,
+        self, folder: Path, store: Store, outlets: Outlets, clock: Clock, session: aiohttp.ClientSession, url: str,
         seed: int,
     ) -> None:  # fmt: skip
         settings = Settings(data_dir=folder, site_url="http://site.example/")

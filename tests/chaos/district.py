@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,8 @@ DEADLINE = timedelta(seconds=2)  # of a call, on the machine's time: it can't be
 ABSENCE = timedelta(minutes=2)  # 4 s of the machine's time: longer than any call can still be under way
 # A lease must outlast a call: DEADLINE × SPEED is a minute of the district.
 POLICY = Policy(lease_margin=timedelta(seconds=90))
+# On the machine's own time: a few outlets at once, and leases that end soon.
+UNHURRIED = Policy(concurrency=16, reserved=4, lease_margin=timedelta(seconds=3), first_delay=timedelta(seconds=1))
 
 _SHELF = Traits(idempotent=True, shelf=100, batch_max=50, deadline=DEADLINE)
 TRAITS = {
@@ -211,15 +213,23 @@ class Board(Item):
 _CHANNELS: dict[str, type[Item]] = {"wall": Wall, "board": Board}
 
 
-def outlets(folder: Path, url: str, ids: list[str], session: aiohttp.ClientSession) -> Outlets:
-    """The district's outlets, each with a channel of its kind; ``folder`` is the data folder."""
+def outlets(
+    folder: Path, url: str, ids: list[str], session: aiohttp.ClientSession, absence: timedelta = ABSENCE
+) -> Outlets:
+    """The district's outlets, each with a channel of its kind.
+
+    ``folder`` is the data folder; ``absence`` how long an absence must last to be proof, where a look is needed.
+    """
     records = []
     for id in ids:
         lent = Tools(Folder(folder / "public" / id), asset, SHANGHAI, session)
         channel = _CHANNELS.get(kind_of(id), Item)(
             PlatformConfig(url=f"{url}/{id}", reviews=kind_of(id) == "review"), lent
         )
-        channel.traits = TRAITS[kind_of(id)]
+        traits = TRAITS[kind_of(id)]
+        if traits.absence_proves_after:
+            traits = replace(traits, absence_proves_after=absence)
+        channel.traits = traits
         unit = "rmt" if len(records) % 2 else "gxj"
         config = OutletConfig(id=id, unit=unit, channel=channel.kind, title=id)
         records.append(OutletRecord(config, OutletStatus.READY, (), channel, profile_hash(channel)))

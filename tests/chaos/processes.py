@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ def die_with_parent() -> None:
 
 
 @asynccontextmanager
-async def _python(module: str, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _python(module: str, *words: str, under: Sequence[str] = ()) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *words, cwd=HOME,
+        *under, sys.executable, "-m", module, *words, cwd=HOME,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -92,8 +92,9 @@ class Nursery:
 
     @classmethod
     @asynccontextmanager
-    async def started(cls, log: Path) -> AsyncIterator["Nursery"]:
-        async with _python("tests.chaos.worker", str(log)) as process:
+    async def started(cls, log: Path, under: Sequence[str] = ()) -> AsyncIterator["Nursery"]:
+        """``under``: a command to run it under (``ip netns exec …``)."""
+        async with _python("tests.chaos.worker", str(log), under=under) as process:
             nursery = cls(process)
             listening = asyncio.create_task(nursery._listen())
             try:

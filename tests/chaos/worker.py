@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import structlog
 from sqlalchemy.orm import configure_mappers
 
 from distributor import http
+from distributor.clock import Clock, SystemClock
 from distributor.database import PostgreSQL, database_at
 from distributor.dispatch import Dispatcher
 from distributor.engine import Cluster, Embedded, Engine
 from distributor.files import Blobs
 from distributor.store import Store
 from scheduler import Calendar
-from tests.chaos.district import POLICY, SHANGHAI, FileClock, Hurried, outlets
+from tests.chaos.district import ABSENCE, POLICY, SHANGHAI, SPEED, UNHURRIED, FileClock, Hurried, outlets
 from tests.chaos.processes import die_with_parent
 
 
@@ -54,9 +56,7 @@ def _live(order: dict[str, Any]) -> None:
     die_with_parent()
     status = 1
     try:
-        asyncio.run(
-            work(Path(order["folder"]), order["database"], Path(order["clock"]), order["url"], order["outlets"])
-        )
+        asyncio.run(work(Order(**order)))
         status = 0
     except BaseException:  # noqa: BLE001  # the process ends here, one way or the other
         traceback.print_exc()
@@ -65,15 +65,31 @@ def _live(order: dict[str, Any]) -> None:
         os._exit(status)
 
 
-async def work(folder: Path, database: str, time: Path, url: str, ids: list[str]) -> None:
+@dataclass(frozen=True)
+class Order:
+    """What a worker is told. ``clock``: the file of a hurried clock; "" for the machine's own."""
+
+    folder: str
+    database: str
+    url: str
+    outlets: list[str]
+    clock: str = ""
+    may_call: str = "127.0.0.1"
+
+
+async def work(order: Order) -> None:
     """Dispatch until the process is told to stop."""
-    clock = FileClock(time)
-    async with http.session(http.OutboundPolicy(("127.0.0.1",))) as session:
-        store = await Store.open(database_at(database), clock, SHANGHAI)
+    clock: Clock = FileClock(Path(order.clock)) if order.clock else SystemClock()
+    calendar = Calendar(SHANGHAI)
+    folder = Path(order.folder)
+    async with http.session(http.OutboundPolicy((order.may_call,))) as session:
+        store = await Store.open(database_at(order.database), clock, SHANGHAI)
         try:
-            dispatcher = Dispatcher(store, outlets(folder, url, ids, session), Blobs(folder / "blobs"), clock, POLICY)
+            policy, absence = (POLICY, ABSENCE) if order.clock else (UNHURRIED, ABSENCE / SPEED)
+            known = outlets(folder, order.url, order.outlets, session, absence)
+            dispatcher = Dispatcher(store, known, Blobs(folder / "blobs"), clock, policy)
             kind = Cluster if isinstance(store.database, PostgreSQL) else Embedded
-            engine = kind(store, dispatcher, clock, Hurried(Calendar(SHANGHAI)))
+            engine = kind(store, dispatcher, clock, Hurried(calendar) if order.clock else calendar)
             stopped = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
             async with asyncio.TaskGroup() as group:
