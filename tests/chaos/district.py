@@ -45,8 +45,8 @@ MORNING = datetime(2021, 8, 16, 0, 0, tzinfo=UTC)  # 08:00 in the district
 SPEED = 30  # seconds of the district in a second of the machine
 DEADLINE = timedelta(seconds=2)  # of a call, on the machine's time: it can't be hurried
 ABSENCE = timedelta(minutes=2)  # 4 s of the machine's time: longer than any call can still be under way
-# A lease must outlast a call: DEADLINE × SPEED is a minute of the district.
-POLICY = Policy(lease_margin=timedelta(seconds=90))
+# A lease must outlast a call, which takes up to DEADLINE × SPEED of the district's time, and the machine's other work.
+POLICY = Policy(concurrency=32, lease_margin=timedelta(minutes=4))
 # On the machine's own time: a few outlets at once, and leases that end soon.
 UNHURRIED = Policy(concurrency=16, reserved=4, lease_margin=timedelta(seconds=3), first_delay=timedelta(seconds=1))
 
