@@ -232,9 +232,12 @@ class Desk:
             chain = [str(stage) for stage in self._settings.chains.of(view.kind)]
             urgent = view.importance is Importance.URGENT
             before = min(len(chain), self._settings.urgent_stages_before) if urgent else len(chain)
+            submitted_at = tx.now  # after the last withdrawal, even if the clock was set back since
+            if story_now.retracted_at is not None:
+                submitted_at = max(submitted_at, story_now.retracted_at + timedelta(microseconds=1))
             revision = await tx.move(
                 draft_now, RevisionState.SUBMITTED, person=person, action="submit",
-                submitted_at=tx.now, chain=chain, stages_before=before,
+                submitted_at=submitted_at, chain=chain, stages_before=before,
             )  # fmt: skip
             assert revision.id is not None
             await tx.add_many(Rendition, [_row(each, revision.id, story_id) for each in adapted])
@@ -736,7 +739,10 @@ class Desk:
     async def _take_back(
         self, tx: Writing, person: str, story: Story, why: str, *, signed_by: Sequence[str]
     ) -> Withdrawn:
-        await tx.move(story, StoryState.RETRACTED, person=person, action="retract", retracted_at=tx.now)
+        # Not before what it takes back was submitted, even if the clock was set back since: nothing stays approved.
+        submitted = [each.submitted_at for each in await tx.revisions(story.id) if each.submitted_at is not None]
+        retracted_at = max([tx.now, *submitted])
+        await tx.move(story, StoryState.RETRACTED, person=person, action="retract", retracted_at=retracted_at)
         for publication in await tx.publications(story.id):
             if publication.state is PublicationState.STANDING:
                 await tx.move(publication, PublicationState.WITHDRAWN, person=person, action="retract",

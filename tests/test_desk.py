@@ -26,7 +26,7 @@ from distributor.desk import Desk
 from distributor.errors import Refused, Stale
 from distributor.model import DeliveryState, Origin, Reason, RevisionState, StoryState
 from distributor.outlets import OutletConfig, OutletRecord, Outlets, OutletStatus
-from distributor.testing import Script, ScriptedChannel, ScriptedPayload, scripted
+from distributor.testing import FrozenClock, Script, ScriptedChannel, ScriptedPayload, scripted
 from tests.conftest import SAFE, House, manuscript, open_house
 
 S = DeliveryState
@@ -676,6 +676,34 @@ async def test_what_was_withdrawn_is_neither_planned_nor_corrected(house: House)
     await house.desk.withdraw("editor", "water", "有误")
     await refused("story_retracted", house.desk.plan("editor", "water", ["led"]), Stale)
     await refused("story_retracted", house.desk.correct("editor", "water"), Stale)
+
+
+class SetBack(FrozenClock):
+    """A clock that somebody puts right after it had run ahead."""
+
+    def set_back(self, by: timedelta) -> None:
+        self._now -= by
+
+
+async def test_a_clock_set_back_before_a_withdrawal_leaves_nothing_approved(tmp_path: Path) -> None:
+    async with open_house(tmp_path, clock=(clock := SetBack())) as house:
+        await house.published(to=("safe",))
+        clock.set_back(HOUR)
+        await house.desk.withdraw("editor", "water", "有误")
+        await house.until()
+        await house.desk.write("editor", "water", manuscript())
+        assert (await house.desk.submit("editor", "water")).needs_votes
+
+
+async def test_a_clock_set_back_after_a_withdrawal_keeps_nobody_from_publishing_again(tmp_path: Path) -> None:
+    async with open_house(tmp_path, clock=(clock := SetBack())) as house:
+        await house.published(to=("safe",))
+        await house.desk.withdraw("editor", "water", "有误")
+        await house.until()
+        clock.set_back(HOUR)
+        await house.published(to=("safe",))
+        await house.until()
+        assert (await house.delivery("safe")).state is S.LIVE
 
 
 async def test_publishing_again_after_a_withdrawal_is_signed_and_counted_anew(house: House) -> None:
