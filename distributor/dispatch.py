@@ -670,8 +670,7 @@ class Dispatcher:
         settles = [(entry, done) for entry, done in batch if isinstance(entry, Settled)]
         try:
             async with self._store.work() as tx:
-                begun = await tx.start([entry for entry, _ in starts])
-                hits = await tx.settle([entry for entry, _ in settles])
+                begun, hits = await tx.carry([entry for entry, _ in starts], [entry for entry, _ in settles])
         except Unusable as error:
             for _, done in batch:
                 done.set_exception(error)

@@ -925,6 +925,19 @@ class Writing(Reading):
         )
         return frozenset(work.delivery_id for work, _token, _action in begun)
 
+    async def carry(
+        self, starts: Sequence[tuple[Work, str, Action]], settled: Sequence[Settled]
+    ) -> tuple[frozenset[int], list[Hit]]:
+        """`start` and `settle` in one transaction.
+
+        The lanes of both are held at once: who held the later ones for a start and then waited for an earlier one to
+        settle could wait for a person's transaction that waits for it.
+        """
+        if starts and settled:
+            works = [work for work, _token, _action in starts] + [one.work for one in settled]
+            await self._hold_deliveries([work.delivery_id for work in works])
+        return await self.start(starts), await self.settle(settled)
+
     # ── settle
     async def settle(self, batch: Sequence[Settled]) -> list[Hit]:
         """Write how attempts ended: states, receipts, attempts and ledger lines, each only under its own lease."""

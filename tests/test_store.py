@@ -30,7 +30,7 @@ from distributor.model import (
     Story,
     StoryState,
 )
-from distributor.store import Settled, Store, Work
+from distributor.store import Hit, Settled, Store, Work
 from distributor.testing import FrozenClock
 from tests.conftest import SHANGHAI, House, database_in, manuscript, open_house
 
@@ -341,6 +341,37 @@ async def test_a_restart_frees_the_leases_of_the_dead(house: House) -> None:
         hits = await tx.settle([live(house, lane.work[0], lane.token) for lane in old])
         assert [hit.applied for hit in hits] == [False, False]
         assert len(await tx.claim(limit=9, lease=LEASE)) == 2
+
+
+async def somebody_waits_for_a_lock(house: House) -> None:
+    """On one file whoever writes waits for its turn from the beginning."""
+    async with asyncio.timeout(20):
+        while house.store.database.shared:
+            async with house.store.read() as tx:
+                if (await tx.rows(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))[0][0]:
+                    return
+
+
+async def test_who_starts_and_settles_in_one_commit_holds_no_lane_while_it_waits_for_another(house: House) -> None:
+    await house.approved()
+    await house.desk.plan("editor", "water", ["blind", "risky"])
+    async with house.store.write() as tx:
+        claimed = {lane.outlet_id: lane for lane in await tx.claim(limit=9, lease=LEASE)}
+
+    async def carry() -> tuple[frozenset[int], list[Hit]]:
+        begins, ends = claimed["risky"], claimed["blind"]
+        async with house.store.work() as tx:
+            started = (begins.work[0], begins.token, Action.DELIVER)
+            return await tx.carry([started], [live(house, ends.work[0], ends.token)])
+
+    async with house.store.write() as person:
+        await person.hold_lanes(["blind"])
+        carrying = asyncio.create_task(carry())
+        await somebody_waits_for_a_lock(house)
+        await person.hold_lanes(["blind", "risky"])
+    begun, hits = await carrying
+    assert begun == {claimed["risky"].work[0].delivery_id}
+    assert [hit.after for hit in hits] == [S.LIVE]
 
 
 # ── a worker that dies ──────────────────────────────────────────────────────────────────────────────────────

@@ -37,8 +37,8 @@ from tests.chaos.platform import kinds, read
 from tests.chaos.processes import Nursery, PlatformProcess
 from tests.peers.postgres import PostgresServer, programs
 
-N = int(os.environ.get("CHAOS_N", "300"))
-KILLS = int(os.environ.get("CHAOS_KILLS", "10"))
+N = int(os.environ.get("CHAOS_N", "240"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "8"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 REPORT = os.environ.get("CHAOS_REPORT", "")
 CALLS = 1.3  # of the platform for one delivery, roughly: tries, tries again, looks, withdrawals
