@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=ROWS, metavar="ROW", help="of " + ", ".join(ROWS))
     parser.add_argument("--outlets", type=int, default=10_000, help="of the race (10000); others in proportion")
     parser.add_argument("--repeats", type=int, default=3, help="of the race (3); the figure is the median")
+    parser.add_argument("--minutes", type=float, default=9, help="what has not begun by then is not run (9)")
     parser.add_argument("--profile", action="store_true", help="where the product's time goes: build/profile")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench.json")
     asked = parser.parse_args()
@@ -45,7 +46,9 @@ def main() -> None:
             server.start()
         folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="distributor-bench-")))
         platform = started.enter_context(receiver())
-        lines = take(Bench(platform, folder, asked.outlets, asked.repeats, server, profiles), rows, _say)
+        ends = began + asked.minutes * 60
+        bench = Bench(platform, folder, asked.outlets, asked.repeats, server, profiles, ends=ends)
+        lines = take(bench, rows, _say)
     facts["seconds"] = round(time.monotonic() - began)
     write(asked.out, lines, facts)
     print(table(lines))

@@ -1,7 +1,9 @@
 """The same POSTs by everybody, interleaved in one run: the product, a bare client, other engines."""
 
+import math
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from tests.bench.sides import Failed, Job, apart
 from tests.peers.postgres import PostgresServer
 
 USUAL = 10_000  # outlets of the race
+RACE_TAKES = 0.45  # of a run's time; what is left belongs to the other rows
 LONGEST = 40.0  # seconds after which a side is stopped; its rate is that of what it has done by then
 
 
@@ -38,10 +41,15 @@ class Bench:
     server: PostgresServer | None  # of PostgreSQL; None: no row needs it
     profiles: Path | None  # where to write where the product's time goes; None: don't look
     do: Callable[[Job, float], dict[str, Any]] = apart  # a job, within so many seconds
+    ends: float = math.inf  # on the monotonic clock: what has not begun by then is not run
 
     def at_most(self, outlets: int) -> int:
         """So many outlets, or as a quick run asks for. Those beyond the race's usual number grow with it."""
         return outlets * self.outlets // USUAL if outlets > USUAL else min(outlets, self.outlets)
+
+    def may_begin(self, share: float = 1.0, *, began: float = 0.0) -> bool:
+        """Whether there is time left: of all that was there from ``began`` on, less than ``share`` is used up."""
+        return time.monotonic() < began + (self.ends - began) * share
 
     def times(self, usual: int) -> int:
         """So many rounds, fewer in a quick run."""
@@ -92,7 +100,11 @@ Found = dict[str, list[dict[str, Any]] | str]  # by runner: what each repeat fou
 def race(bench: Bench, runners: Sequence[Runner], say: Callable[[str], None]) -> Found:
     """Everybody runs once in each repeat, each time another one first. A runner that fails is out."""
     found: Found = {each.name: each.missing() or [] for each in runners}
+    began = time.monotonic()
     for repeat in range(bench.repeats):
+        if repeat and not bench.may_begin(RACE_TAKES, began=began):
+            say("no time for another repeat")
+            break
         start = repeat % len(runners)
         for each in (*runners[start:], *runners[:start]):
             results = found[each.name]

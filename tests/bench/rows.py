@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tests.bench import celery_side, cluster
-from tests.bench.lines import Line, Target, failed, line, percentile
+from tests.bench.lines import Line, Target, failed, line, percentile, skipped
 from tests.bench.race import Bench, Found, Runner, lines_of, race, ratios
 from tests.bench.sides import CONCURRENCY, Failed
 
@@ -170,7 +170,9 @@ def take(bench: Bench, rows: Sequence[str], say: Callable[[str], None]) -> list[
         for row in racing:
             lines += RACED[row](found)
     for row in rows:
-        if row in ALONE:
+        if row in ALONE and not bench.may_begin():
+            lines.append(skipped(row, "", None, "not run: time is up; --minutes gives it more"))
+        elif row in ALONE:
             say(row)
             try:
                 lines += ALONE[row](bench)

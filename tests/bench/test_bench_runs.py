@@ -63,6 +63,12 @@ def test_the_command_writes_its_lines_and_what_it_ran_on(tmp_path: Path) -> None
     assert {"date", "cores", "words", "flush_ms", "python", "sqlite", "seconds"} <= set(said["machine"])
 
 
+def test_a_run_whose_time_is_up_says_what_it_left_out(bench: Bench) -> None:
+    (left_out,) = take(replace(bench, ends=0), ["wake"], print)
+    assert (left_out.value, left_out.holds) == (None, None)
+    assert left_out.note.startswith("not run: time is up")
+
+
 @pytest.mark.peers
 def test_the_row_of_celery_gives_lines_with_values(bench: Bench) -> None:
     if why := celery_side.missing():
