@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distributor.dispatch import Policy
+from distributor.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENT, FIGURES = ROOT / "docs" / "scale.md", ROOT / "docs" / "scale.json"
 
 # What the model assumes; everything else is measured.
 BUSIEST_HOUR = 0.2  # of a day's deliveries go out in its busiest hour
-RETENTION_DAYS = 190  # Settings.retention_days: how long what is off is remembered
 STAYS_SHARE = 0.1  # of the deliveries stay on their outlets for good, so that their rows are never dropped
 PICTURES_MB = 1.0  # of pictures, adapted ones included, that a story leaves among the blobs
-SLOTS = 56  # calls at a time as shipped (64), without those that are kept for withdrawals and urgent stories
+# Calls at a time as shipped, without those that are kept for withdrawals and urgent stories.
+SLOTS = Settings.model_fields["concurrency"].default - Policy.reserved
+RETENTION_DAYS = Settings.model_fields["retention_days"].default  # how long what is off is remembered
 USUAL_TRIP, SLOW_TRIP = 0.1, 1.0  # seconds that a platform takes to answer
 
 
@@ -222,7 +226,7 @@ def limits(f: Figures) -> str:
     rows = (
         ("the writer: one process, one SQLite file", f"{short(f.rate)} deliveries a second, "
          f"{short(f.rate * 3600)} an hour", "PostgreSQL with several workers"),
-        ("round trip: calls at a time ÷ time of an answer", f"{short(SLOTS / USUAL_TRIP)}/s at {span(USUAL_TRIP)}, "
+        (f"round trip: {SLOTS} calls at a time ÷ time of an answer", f"{short(SLOTS / USUAL_TRIP)}/s at {span(USUAL_TRIP)}, "
          f"{short(SLOTS / SLOW_TRIP)}/s at {span(SLOW_TRIP)}", "raise `concurrency`: a call that waits costs memory, "
          "no CPU"),
         ("one outlet: one call at a time", f"{short(1 / USUAL_TRIP)}/s at {span(USUAL_TRIP)}",

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from distributor import logs
+from distributor.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CONCURRENCY = 128  # Settings.concurrency as shipped; everybody has as many calls under way
+CONCURRENCY = Settings.model_fields["concurrency"].default  # everybody has as many calls under way
 # A program that dies with whoever started it, however that ends: nothing is left behind.
 TIED = ("setpriv", "--pdeathsig", "KILL")
 
