@@ -226,9 +226,9 @@ def limits(f: Figures) -> str:
     rows = (
         ("the writer: one process, one SQLite file", f"{short(f.rate)} deliveries a second, "
          f"{short(f.rate * 3600)} an hour", "PostgreSQL with several workers"),
-        (f"round trip: {SLOTS} calls at a time ÷ time of an answer", f"{short(SLOTS / USUAL_TRIP)}/s at {span(USUAL_TRIP)}, "
-         f"{short(SLOTS / SLOW_TRIP)}/s at {span(SLOW_TRIP)}", "raise `concurrency`: a call that waits costs memory, "
-         "no CPU"),
+        (f"round trip: {SLOTS} calls at a time ÷ time of an answer",
+         f"{short(SLOTS / USUAL_TRIP)}/s at {span(USUAL_TRIP)}, {short(SLOTS / SLOW_TRIP)}/s at {span(SLOW_TRIP)}",
+         "raise `concurrency`: a call that waits costs memory, no CPU"),
         ("one outlet: one call at a time", f"{short(1 / USUAL_TRIP)}/s at {span(USUAL_TRIP)}",
          "nothing: platforms allow less (their daily quota)"),
         ("claim and settle, as rows pile up", f"a claim takes {short(f['history.1m.claim'])} ms beside a million "
