@@ -58,6 +58,7 @@ class Policy:
     longest_delay: timedelta = timedelta(minutes=30)
     probe_every: timedelta = timedelta(minutes=1)
     settle_again: timedelta = timedelta(seconds=1)  # after the database could not be written
+    gather: timedelta = timedelta(milliseconds=10)  # how long a commit may wait for others to join it
     pace: timedelta = timedelta(milliseconds=20)  # between two claims while much is under way
     look_again: timedelta = timedelta(seconds=1)  # after what is due, and yet not to be had
     breaker_after: int = 5  # calls of one outlet that fail one after the other before it is left alone for a while
@@ -432,10 +433,12 @@ class Dispatcher:
                     in_vain = 0
                     await self._pause()
                     continue
-                at, now = await self._next_wake(), self._clock.now()
-                # Due, and yet not to be had: it has just come, or all hands are busy, or another host has it.
-                in_vain = in_vain + 1 if at is not None and at <= now else 0
-                wake(now + self._policy.look_again if in_vain > 1 else at)
+                if len(self._busy) < self._policy.concurrency:  # else whoever is done first says so
+                    at, now = await self._next_wake(), self._clock.now()
+                    # Due, and yet not to be had: it has just come, or the others' slots are reserved, or another host
+                    # has it.
+                    in_vain = in_vain + 1 if at is not None and at <= now else 0
+                    wake(now + self._policy.look_again if in_vain > 1 else at)
             except Unusable as error:  # a full disk, a locked file, a server away: nothing is lost, try again soon
                 if error.code in WRONG_SCHEMA:
                     wrong = error
@@ -661,6 +664,9 @@ class Dispatcher:
         self._waiting.extend(mine)
         async with self._turn:
             if any(not done.done() for _, done in mine):
+                # While much is under way, what comes within a moment is written with it: a commit costs the same.
+                few = 2 * len(self._waiting) < len(self._busy)
+                await asyncio.wait(self._busy, timeout=self._policy.gather.total_seconds() if few else 0)
                 await self._commit_waiting()
         return [done.result() for _, done in mine]
 

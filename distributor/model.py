@@ -394,7 +394,15 @@ class Delivery(SQLModel, table=True):
 class Lane(SQLModel, table=True):
     """The one row per outlet that the machine claims: one call at a time reaches an outlet."""
 
-    __table_args__ = (Index("ix_lane_due", "next_at", "priority"),)
+    __table_args__ = (
+        Index("ix_lane_due", "next_at", "priority"),
+        Index("ix_lane_ready", "priority", "next_at", sqlite_where=text("next_at IS NOT NULL"),
+              postgresql_where=text("next_at IS NOT NULL")),
+        Index("ix_lane_lease", "lease_until", sqlite_where=text("lease_until IS NOT NULL"),
+              postgresql_where=text("lease_until IS NOT NULL")),
+        Index("ix_lane_probe", "probe_at", sqlite_where=text("paused_at IS NOT NULL"),
+              postgresql_where=text("paused_at IS NOT NULL")),
+    )  # fmt: skip
     outlet_id: str = Field(primary_key=True, foreign_key="outlet.id")
     next_at: datetime | None = None  # earliest next_at of its deliveries; null: nothing to do
     priority: int = 9  # best priority among those that are due then

@@ -462,12 +462,17 @@ class Reading:
                 .join(Lane, L.outlet_id == D.outlet_id)
                 .where(_runs_under(hold))
             )
-            due = rows.where(D.next_at.is_not(None), L.paused_at.is_(None))
-        else:
-            at = case((L.lease_until > now, L.lease_until), else_=L.next_at)
-            due = select(func.min(at)).where(L.next_at.is_not(None), L.paused_at.is_(None))
+            due = [rows.where(D.next_at.is_not(None), L.paused_at.is_(None))]
+        else:  # each the first entry of an index, however many lanes there are
+            free = or_(L.lease_until.is_(None), L.lease_until <= now)
+            due = [
+                select(func.min(L.next_at)).where(L.next_at.is_not(None), L.paused_at.is_(None), free),
+                select(func.min(L.lease_until)).where(
+                    L.lease_until > now, L.paused_at.is_(None), L.next_at.is_not(None)
+                ),
+            ]
         probe = select(func.min(L.probe_at)).where(L.paused_at.is_not(None))
-        times = [(await self._session.execute(query)).scalar() for query in (due, probe)]
+        times = [(await self._session.execute(query)).scalar() for query in (*due, probe)]
         return min((at for at in times if at is not None), default=None)
 
 

@@ -1,5 +1,9 @@
-"""What PostgreSQL needs beside the tables: evidence that can't be changed, and room for rows that change often."""
+"""Lanes are found by an index whatever is asked of them; what PostgreSQL needs beside the tables.
 
+There: evidence that can't be changed, and room for rows that change often.
+"""
+
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0002"
@@ -10,9 +14,16 @@ depends_on = None
 # A receipt goes with its delivery when that is old enough; the other two stay for ever.
 APPEND_ONLY = {"audit_line": "UPDATE OR DELETE", "ledger_line": "UPDATE OR DELETE", "receipt": "UPDATE"}
 OFTEN_CHANGED = ("lane", "delivery", "attempt")
+INDEXES = {  # name: columns, and which rows
+    "ix_lane_ready": (["priority", "next_at"], "next_at IS NOT NULL"),
+    "ix_lane_lease": (["lease_until"], "lease_until IS NOT NULL"),
+    "ix_lane_probe": (["probe_at"], "paused_at IS NOT NULL"),
+}
 
 
 def upgrade() -> None:
+    for name, (columns, rows) in INDEXES.items():
+        op.create_index(name, "lane", columns, sqlite_where=sa.text(rows), postgresql_where=sa.text(rows))
     if op.get_bind().dialect.name != "postgresql":
         return
     op.execute(
@@ -33,6 +44,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    for name in INDEXES:
+        op.drop_index(name, "lane")
     if op.get_bind().dialect.name != "postgresql":
         return
     for table in OFTEN_CHANGED:
