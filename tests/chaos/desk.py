@@ -51,7 +51,7 @@ def programme(rounds: int, chance: random.Random) -> list[Act]:
 
     About one in seven corrects, one in twenty publishes again what was withdrawn; one story in five is withdrawn.
     """
-    rounds += 1  # what is corrected may have failed on some outlets
+    rounds += 2  # what is corrected or published again may have nothing to send to some outlets
     corrections, again = rounds // 7, max(1, rounds // 20)
     stories = [f"story-{n}" for n in range(rounds - corrections - again)]
     acts = [Act("publish", story) for story in stories]

@@ -23,6 +23,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -37,8 +38,6 @@ from tests.chaos.platform import kinds, read
 from tests.chaos.processes import Nursery, PlatformProcess
 from tests.peers.postgres import PostgresServer, programs
 
-N = int(os.environ.get("CHAOS_N", "240"))
-KILLS = int(os.environ.get("CHAOS_KILLS", "8"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 REPORT = os.environ.get("CHAOS_REPORT", "")
 CALLS = 1.3  # of the platform for one delivery, roughly: tries, tries again, looks, withdrawals
@@ -110,6 +109,7 @@ class Run:
 
     database = "sqlite"
     workers_at_once = 1
+    short: ClassVar[dict[str, int]] = {"CHAOS_N": 240, "CHAOS_KILLS": 8}  # the form that runs with the tests
 
     def __init__(self, folder: Path, *, deliveries: int, kills: int, seed: int) -> None:
         self.folder, self.data = folder, folder / "data"
@@ -311,6 +311,7 @@ class RunOnPostgreSQL(Run):
 
     database = "postgresql"
     workers_at_once = 3
+    short: ClassVar[dict[str, int]] = {"CHAOS_N": 160, "CHAOS_KILLS": 5}
 
     @contextmanager
     def _place(self) -> Iterator[str]:
@@ -362,11 +363,13 @@ async def test_whatever_breaks_nothing_is_lost_nothing_is_sent_twice_and_the_led
 ) -> None:
     if kind is RunOnPostgreSQL and programs() is None:
         pytest.skip("needs PostgreSQL: make peers")
-    run = kind(tmp_path, deliveries=N, kills=KILLS, seed=SEED)
+    deliveries, kills = (int(os.environ.get(name, usual)) for name, usual in kind.short.items())
+    run = kind(tmp_path, deliveries=deliveries, kills=kills, seed=SEED)
     report = await run.live()
     with capsys.disabled():
         print(f"\n\nchaos on {run.database}, CHAOS_SEED={SEED}")
         print("\n".join(report.lines()))
     keep(run.database, report)
     assert report.broken == []
-    assert report.killed >= KILLS
+    assert report.killed >= kills
+    assert report.deliveries >= deliveries
