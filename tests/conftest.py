@@ -133,11 +133,15 @@ ON_BOTH = {
     "test_board", "test_desk", "test_dispatch", "test_full_day", "test_limits", "test_metrics", "test_receive",
     "test_retention", "test_states", "test_store", "test_tally",
 }  # fmt: skip
+ON_POSTGRESQL = {"test_lane_races"}
 POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.peers)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.module.__name__.rpartition(".")[2] in ON_BOTH:
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if module in ON_POSTGRESQL:
+        metafunc.parametrize("_on", [POSTGRESQL], indirect=True)
+    elif module in ON_BOTH:
         own = metafunc.definition.get_closest_marker("sqlite")
         metafunc.parametrize("_on", ["sqlite"] if own else ["sqlite", POSTGRESQL], indirect=True)
 
