@@ -5,7 +5,18 @@ import re
 
 import pytest
 
-from tests.bench.scale import DISTRICT, DOCUMENT, FIGURES, PARTS, Figures, Load, campaign_seconds, database_gb, filled
+from tests.bench.scale import (
+    DISTRICT,
+    DOCUMENT,
+    FIGURES,
+    PARTS,
+    Figures,
+    Load,
+    campaign_seconds,
+    database_gb,
+    filled,
+    span,
+)
 
 
 def document() -> str:
@@ -37,6 +48,14 @@ def test_a_campaign_goes_as_fast_as_the_slower_of_writer_and_platforms() -> None
     load = Load(outlets=10_000, stories=1, reach=1, campaigns=1)
     assert campaign_seconds(load, figures, trip=0.01, slots=50) == pytest.approx(20)
     assert campaign_seconds(load, figures, trip=1, slots=50) == pytest.approx(200)
+    assert campaign_seconds(load, figures, trip=60, slots=50_000) == pytest.approx(60)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.0834, "83 ms"), (1.0, "1 s"), (83.33, "83 s"), (442, "7.4 min"), (22_222, "6.2 h")]
+)
+def test_a_span_is_said_in_the_unit_of_its_size(seconds: float, words: str) -> None:
+    assert span(seconds) == words
 
 
 def test_what_retention_drops_stops_growing_and_counts_do_not() -> None:

@@ -15,8 +15,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import greenlet
 
@@ -47,8 +48,8 @@ WORK = (
 WAITING = ("selectors.py:select", "threading.py:wait", "queue.py:get", "thread.py:_worker")
 
 
-def _name(frame: FrameType) -> str:
-    code = frame.f_code
+@cache
+def _name(code: CodeType) -> str:
     place = code.co_filename.rpartition("site-packages/")[2]
     short = "/".join(Path(place).parts[-3:])
     return f"{short}:{code.co_name}"
@@ -58,7 +59,7 @@ def _stack(frame: FrameType | None) -> list[str]:
     """Innermost first."""
     names = []
     while frame is not None:
-        names.append(_name(frame))
+        names.append(_name(frame.f_code))
         frame = frame.f_back
     return names
 
@@ -78,6 +79,7 @@ def _idles(frame: FrameType, names: list[str]) -> bool:
 class _Samples:
     def __init__(self) -> None:
         self.taken = 0
+        self._looking = False
         self.parts: Counter[str] = Counter()
         self.work: Counter[str] = Counter()
         self.own: Counter[str] = Counter()
@@ -85,7 +87,13 @@ class _Samples:
         self.beside: Counter[str] = Counter()
 
     def take(self, _signal: int, frame: FrameType | None) -> None:
-        assert frame is not None
+        if self._looking or frame is None:  # the next signal came while this one was being looked at
+            return
+        self._looking = True
+        self._note(frame)
+        self._looking = False
+
+    def _note(self, frame: FrameType) -> None:
         self.taken += 1
         names = _stack(frame)
         outer = greenlet.getcurrent().parent  # SQLAlchemy leaves the coroutine's own stack for another

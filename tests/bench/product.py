@@ -25,7 +25,7 @@ from tests.bench.poster import outlet_ids
 from tests.bench.receiver import Receiver
 from tests.bench.sides import Failed, Job, Stopwatch, memory
 
-LOOK_EVERY = 0.005  # seconds between two looks at whether all is done
+LOOK_EVERY = 0.02  # seconds between two looks at whether all is done
 IDEMPOTENT = "bench_post"
 
 

@@ -15,8 +15,8 @@ from tests.bench.sides import Failed, Job, apart
 from tests.peers.postgres import PostgresServer
 
 USUAL = 10_000  # outlets of the race
-RACE_TAKES = 0.45  # of a run's time; what is left belongs to the other rows
-LONGEST = 40.0  # seconds after which a side is stopped; its rate is that of what it has done by then
+RACE_TAKES = 0.5  # of a run's time; what is left belongs to the other rows
+LONGEST = 25.0  # seconds after which a side is stopped; its rate is that of what it has done by then
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class Bench:
         """So many outlets, or as a quick run asks for. Those beyond the race's usual number grow with it."""
         return outlets * self.outlets // USUAL if outlets > USUAL else min(outlets, self.outlets)
 
-    def may_begin(self, share: float = 1.0, *, began: float = 0.0) -> bool:
-        """Whether there is time left: of all that was there from ``began`` on, less than ``share`` is used up."""
-        return time.monotonic() < began + (self.ends - began) * share
+    def may_begin(self) -> bool:
+        """Whether there is time left."""
+        return time.monotonic() < self.ends
 
     def times(self, usual: int) -> int:
         """So many rounds, fewer in a quick run."""
         return max(2, min(usual, usual * self.outlets * 5 // USUAL))
 
     def run(
-        self, name: str, side: str, n: int, more: dict[str, Any], *, timeout: float = LONGEST + 60
+        self, name: str, side: str, n: int, more: dict[str, Any], *, timeout: float = LONGEST + 90
     ) -> dict[str, Any]:
         """Let one side run in a folder of its own, and hold what it says against what the platform saw.
 
@@ -100,9 +100,10 @@ Found = dict[str, list[dict[str, Any]] | str]  # by runner: what each repeat fou
 def race(bench: Bench, runners: Sequence[Runner], say: Callable[[str], None]) -> Found:
     """Everybody runs once in each repeat, each time another one first. A runner that fails is out."""
     found: Found = {each.name: each.missing() or [] for each in runners}
-    began = time.monotonic()
+    began = before = time.monotonic()
     for repeat in range(bench.repeats):
-        if repeat and not bench.may_begin(RACE_TAKES, began=began):
+        lasted, before = time.monotonic() - before, time.monotonic()
+        if repeat and before + lasted > began + (bench.ends - began) * RACE_TAKES:
             say("no time for another repeat")
             break
         start = repeat % len(runners)
