@@ -251,8 +251,8 @@ def limits(f: Figures) -> str:
         ("database", f"{short(f.bytes_for_delivery)} bytes a delivery until it is forgotten, "
          f"{short(f['history.1m.ledger_bytes'])} a count for ever", "`retention_days`; closed years to an archive"),
         ("memory", f"{short(f['memory.most'])} MB with 10,000 outlets, {short(f.kilobytes_for_outlet)} KB for one more",
-         "several workers with some of the outlets each"),
-        ("start", f"{span(f['start.again'] / 2)} for 1,000 outlets, for each command too", "the console stays open"),
+         "more memory: each worker knows all outlets"),
+        ("start", f"{span(f['start.again'] / 2)} for 1,000 outlets, for each command too", "nothing: starts are rare"),
     )  # fmt: skip
     return _table(("part", "limit here", "what takes over"), rows)
 
@@ -261,7 +261,7 @@ def taken(machine: Mapping[str, Any]) -> str:
     """When and on what; a machine that had other work gives figures that are too low, and says so."""
     words = f"Taken on {machine['date']} on {machine['words']}."
     if machine["load_before"] > machine["cores"] / 2:
-        words += f" Other work kept it busy (a load of {machine['load_before']:g}): rates are too low, ratios rough."
+        words += f" Other work kept it busy (load {machine['load_before']:g}): rates are low, ratios rough."
     return words
 
 
