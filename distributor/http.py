@@ -28,9 +28,6 @@ __all__ = ["Acting", "Answer", "OutboundPolicy", "Promise", "call", "classify", 
 LONGEST_WAIT = timedelta(days=1)  # a Retry-After beyond a day is a mistake: a human would have noticed by then
 CONNECT_AT_MOST = timedelta(seconds=10)  # and never more than half of the whole call's time
 MESSAGE_CHARS = 200  # how much of a platform's own words an error may carry
-# Idle connections that wait for a next request. Servers close them after 5 s (Node.js, Apache's KeepAliveTimeout) or
-# later (nginx's keepalive_timeout: 75 s).
-KEPT_SECONDS = 2.0
 DEFAULT_TIMEOUT = timedelta(seconds=30)  # for a call that would forget its own
 
 Promise = Literal["json", "no_page", "any"]
@@ -389,9 +386,9 @@ def session(
     ``limit`` is the number of connections at once. ``resolver`` asks names (the system's by default); its answers
     are checked all the same. Call it in a running loop and close it at the end.
 
-    A request is sent once, whatever its method; aiohttp alone would repeat some. A connection is kept for so short a
-    time that no server's own limit is near: one that is closed just as it is used again would leave the core with an
-    item in doubt that never reached the server.
+    A request is sent once, whatever its method; aiohttp alone would repeat some. Connections are not kept for a next
+    request: a server that closes an idle one just as it is used again leaves the core with an item in doubt that never
+    reached the server, and no time is so short that it could not happen.
     """
 
     async def checked_and_sent_once(
@@ -411,7 +408,7 @@ def session(
             raise _Lost(type(error).__name__) from error
 
     connector = aiohttp.TCPConnector(
-        limit=limit, keepalive_timeout=KEPT_SECONDS,
+        limit=limit, force_close=True,
         resolver=_CheckedResolver(policy, resolver if resolver is not None else aiohttp.ThreadedResolver()),
     )  # fmt: skip
     return aiohttp.ClientSession(
