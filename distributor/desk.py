@@ -520,7 +520,7 @@ class Desk:
             return Planned(publication.id, outlets, tuple(skipped))
 
     async def _expand(self, tx: Reading, targets: Sequence[str]) -> list[str]:
-        outlets = {row.id for row in await tx.outlets() if row.enabled}
+        outlets = await tx.enabled_outlets()
         groups = {row.id: row.members for row in await tx.groups()}
         wanted: dict[str, None] = {}
         for target in targets:

@@ -361,6 +361,10 @@ class Reading:
     async def outlets(self) -> list[Outlet]:
         return await self.all(Outlet)
 
+    async def enabled_outlets(self) -> frozenset[str]:
+        """The outlets of the district file."""
+        return frozenset((await self._session.execute(select(O.id).where(O.enabled))).scalars())
+
     async def groups(self) -> list[OutletGroup]:
         return await self.all(OutletGroup)
 
