@@ -75,7 +75,7 @@ $(BASE): | .venv/bin/python
 	@touch $@
 
 $(DEV): | .venv/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,cluster]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,cluster,bench]'
 	@rm -f .venv/.ready-*
 	@touch $(BASE) $@
 
