@@ -1255,8 +1255,18 @@ class Writing(Reading):
             .values(state=state.RECALLING, reason=Reason.WITHDRAWN, next_at=self.now, waits_for=None,
                     priority=WITHDRAWAL_PRIORITY, tries=0)
         )  # fmt: skip
+        await self._take_back_counts([r for r in rows if r.state is state.RECALLED and r.reason is Reason.CORRECTED])
         await self.rearm({r.outlet_id for r in rows})
         return len(stop), len(down) + len(again)
+
+    async def _take_back_counts(self, corrected: Sequence[Delivery]) -> None:
+        """What had come down to make room for its correction still counts; with the story withdrawn it no longer does.
+
+        The correction may never have gone out, and then nothing else would take the count back.
+        """
+        present = await self._present([row.id for row in corrected if row.id is not None])
+        fact = counting.Fact.WITHDRAWN
+        await self._count([_Change(row, (), {}, fact=fact, at=self.now) for row in present.values()])
 
     # ── ledger
     async def _count(self, changes: Sequence["_Change"]) -> None:

@@ -1031,3 +1031,15 @@ async def test_the_permalink_is_given_once_for_ever(house: House) -> None:
         story = (await tx.stories())[0]
     assert story.permalink == "http://site.example/news/20210816/water.html"
     assert story.state is StoryState.OPEN
+
+
+async def test_a_withdrawal_between_an_old_version_and_its_correction_takes_the_count_back(house: House) -> None:
+    await house.published(to=("stubborn",))  # it can't be corrected in place: the old version comes down first
+    house.scripts["stubborn"].then("deliver", Retryable("http_503"))
+    await house.corrected(title="恢复供水", correction_note="时间有误")
+    await house.dispatcher.drain()
+    assert (await house.counts())["rmt/publish"] == 1, "a correction changes no count"
+    await house.desk.withdraw("editor", "water", "有误")
+    await house.until()
+    assert "rmt/publish" not in await house.counts()
+    assert house.scripts["stubborn"].on_air == {}
